@@ -1,0 +1,1 @@
+//! The model folder's tokenizer, loaded once and shared.

@@ -1,0 +1,25 @@
+"""The build backend of the wheel: maturin, after the gRPC modules were generated (they are not in git)."""
+
+from typing import Any
+
+import maturin
+from generate_proto import generate
+
+get_requires_for_build_wheel = maturin.get_requires_for_build_wheel
+get_requires_for_build_editable = maturin.get_requires_for_build_editable
+get_requires_for_build_sdist = maturin.get_requires_for_build_sdist
+prepare_metadata_for_build_wheel = maturin.prepare_metadata_for_build_wheel
+prepare_metadata_for_build_editable = maturin.prepare_metadata_for_build_editable
+build_sdist = maturin.build_sdist
+
+
+def build_wheel(*arguments: Any, **options: Any) -> str:
+    """As PEP 517."""
+    generate()
+    return maturin.build_wheel(*arguments, **options)
+
+
+def build_editable(*arguments: Any, **options: Any) -> str:
+    """As PEP 660."""
+    generate()
+    return maturin.build_editable(*arguments, **options)
