@@ -1,0 +1,73 @@
+# The one way to do each thing. `make serve` and `make test` work from a clean clone; a second call takes seconds.
+
+PYTHON ?= python3
+PORT ?= 3000
+MODEL_ID ?=
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+CARGO := cargo --locked
+PYTHON_CODE := server integration-tests tools
+
+RUST_SOURCES := Cargo.toml Cargo.lock $(shell find launcher programs router -name '*.rs' -o -name 'Cargo.toml')
+PACKAGING := pyproject.toml $(wildcard tools/*.py) $(shell find programs/text_gen.data -type f) proto/shard.proto
+
+.PHONY: help serve install test test-rust test-python test-integration lint fmt proto clean
+
+help: ## what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
+
+serve: install ## serve MODEL_ID (default: the demo model) on PORT
+	$(BIN)/text-gen-launcher $(if $(MODEL_ID),--model-id $(MODEL_ID)) --port $(PORT) $(ARGS)
+
+install: $(VENV)/.installed ## leave text-gen-launcher, -router and -server in .venv/bin
+
+test: lint test-rust test-python test-integration ## lint, then every test
+
+test-rust: ## the Rust tests, in the profile that ships
+	$(CARGO) test --release --workspace
+
+test-python: $(VENV)/.installed $(VENV)/.dev ## the tests of the shard
+	$(BIN)/python -m pytest server/tests
+
+test-integration: $(VENV)/.installed $(VENV)/.dev ## real processes, real HTTP
+	$(BIN)/python -m pytest integration-tests
+
+lint: $(VENV)/.installed $(VENV)/.dev ## formatting, lints, types, import rules
+	cargo fmt --all --check
+	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
+	$(BIN)/ruff format --check $(PYTHON_CODE)
+	$(BIN)/ruff check $(PYTHON_CODE)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: $(VENV)/.dev ## format everything
+	cargo fmt --all
+	$(BIN)/ruff format $(PYTHON_CODE)
+	$(BIN)/ruff check --fix $(PYTHON_CODE)
+
+proto: $(VENV)/.runtime ## generate the gRPC modules of the shard (install does it too)
+	$(BIN)/python tools/generate_proto.py
+
+clean: ## forget what was built; keeps the model caches
+	rm -rf $(VENV) target server/text_gen_server/pb
+
+# Dependencies change rarely and take minutes, so that they have stamps of their own.
+$(VENV)/.runtime: pyproject.toml tools/dependencies.py
+	@command -v cargo >/dev/null || { echo "text-gen needs Rust: install it from https://rustup.rs and run make again" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "text-gen needs Python 3.11 or newer: run make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) tools/dependencies.py build runtime | xargs $(PIP) install --quiet
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	$(PYTHON) tools/dependencies.py dev | xargs $(PIP) install --quiet
+	$(PIP) install --quiet --no-deps text-generation==0.7.0 # it asks for huggingface_hub below 1, and works with newer ones
+	touch $@
+
+# Editable: changes in server/ need no new install.
+$(VENV)/.installed: $(VENV)/.runtime $(RUST_SOURCES) $(PACKAGING)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
