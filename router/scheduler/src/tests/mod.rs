@@ -4,6 +4,7 @@ mod admission;
 mod caching;
 mod invariants;
 mod protocol;
+mod random;
 mod reference_shard;
 mod simulation;
 mod starvation;

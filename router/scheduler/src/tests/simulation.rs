@@ -1,33 +1,16 @@
 //! Random operations against the reference shard: whatever is added, cancelled, preempted and shared, each sequence gets exactly the
 //! tokens it would get alone. Seeded, so that a failure can be repeated.
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
+use std::collections::VecDeque;
 
-use super::reference_shard::{END_TOKEN, ReferenceShard, expected};
+use super::random::{Random, SpecSource};
+use super::reference_shard::{ReferenceShard, expected};
 use super::{config, id, invariants};
-use crate::plan::{SamplingParameters, SequenceId, StepPlan, StepResult, TokenId};
+use crate::plan::{SequenceId, StepPlan, StepResult, TokenId};
 use crate::{FinishReason, Scheduler, SchedulerConfig, SequenceEvent, SequenceSpec, Stats};
 
 const MAX_OUTSTANDING: usize = 3;
 const MAX_LIVE: usize = 12;
-
-/// splitmix64 (Steele, Lea, Flood 2014).
-pub(crate) struct Random(pub(crate) u64);
-
-impl Random {
-    pub(crate) fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % limit
-    }
-
-    fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-}
 
 struct Simulation {
     config: SchedulerConfig,
@@ -112,8 +95,12 @@ impl Simulation {
         if self.live().len() == MAX_LIVE {
             return;
         }
-        let spec = self.random_spec();
         let capacity = (self.config.num_blocks * self.config.block_size) as usize;
+        let source = SpecSource {
+            capacity: capacity as u64,
+            previous: self.previous(),
+        };
+        let spec = source.draw(&mut self.random);
         let fits = spec.prompt.len() + spec.max_new_tokens as usize <= capacity;
         let added = self
             .scheduler
@@ -129,53 +116,15 @@ impl Simulation {
         }
     }
 
-    /// The next turn of an old conversation, or one of a few beginnings with a random end; lengths up to all blocks, and rarely more.
-    fn random_spec(&mut self) -> SequenceSpec {
-        let capacity = u64::from(self.config.num_blocks * self.config.block_size);
-        let mut prompt: Vec<TokenId> = Vec::new();
-        let mut cache_salt = self.random.below(2);
-        if !self.clients.is_empty() && self.random.one_in(3) {
-            let back = 1 + self.random.below(self.clients.len().min(10) as u64) as usize;
-            let client = &self.clients[self.clients.len() - back];
-            prompt.extend(&client.spec.prompt);
-            prompt.extend(&client.tokens);
-            cache_salt = client.spec.cache_salt;
-            prompt.truncate(capacity as usize * 3 / 4);
-        } else {
-            let beginning = self.random.below(3) as TokenId;
-            let length = self.random.below(capacity / 2 + 1);
-            prompt.extend((0..length as TokenId).map(|i| 1 + (i * (beginning + 1)) % 4));
+    /// One of the last conversations, to be continued.
+    fn previous(&mut self) -> Option<(u64, Vec<TokenId>)> {
+        if self.clients.is_empty() || !self.random.one_in(3) {
+            return None;
         }
-        let num_more = 1 + self.random.below(6);
-        prompt.extend((0..num_more).map(|_| 1 + self.random.below(4) as TokenId));
-        let room = capacity.saturating_sub(prompt.len() as u64).max(1);
-        let max_new_tokens = if self.random.one_in(50) {
-            room + self.random.below(2)
-        } else {
-            1 + self.random.below(room)
-        };
-        let prompt_logprobs = self.random.one_in(6);
-        SequenceSpec {
-            prompt,
-            max_new_tokens: max_new_tokens as u32,
-            end_token_ids: if self.random.one_in(3) {
-                vec![]
-            } else {
-                vec![99, END_TOKEN]
-            },
-            cache_salt,
-            read_prefix_cache: !prompt_logprobs && !self.random.one_in(8),
-            sampling: Arc::new(SamplingParameters {
-                seed: cache_salt,
-                top_k: if self.random.one_in(15) {
-                    1 + self.random.below(6) as u32
-                } else {
-                    0
-                },
-                prompt_logprobs,
-                ..SamplingParameters::default()
-            }),
-        }
+        let back = 1 + self.random.below(self.clients.len().min(10) as u64) as usize;
+        let client = &self.clients[self.clients.len() - back];
+        let tokens = [client.spec.prompt.as_slice(), &client.tokens].concat();
+        Some((client.spec.cache_salt, tokens))
     }
 
     fn cancel(&mut self) {

@@ -3,8 +3,8 @@
 use std::collections::{HashMap, VecDeque};
 
 use super::config;
+use super::random::Random;
 use super::reference_shard::ReferenceShard;
-use super::simulation::Random;
 use super::{id, invariants, spec};
 use crate::plan::{SequenceId, StepResult};
 use crate::{Scheduler, SchedulerConfig, SequenceEvent};
