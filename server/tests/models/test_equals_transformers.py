@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from models.driver import Driver, Sequence, load
 from torch import Tensor
 from transformers import AutoModelForCausalLM
+
+from models.driver import Driver, Sequence, load
 
 PROMPT = [(7 * i * i + 3 * i + 11) % 2048 for i in range(41)]
 
