@@ -1,0 +1,33 @@
+"""Chooses the attention implementation, once, at start."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from text_gen_server.attention.cpu import CpuAttention
+from text_gen_server.attention.reference import ReferenceAttention
+
+if TYPE_CHECKING:
+    import torch
+
+    from text_gen_server.attention.interface import Attention
+    from text_gen_server.config import ModelConfig
+
+NAMES = ("auto", "reference", "cpu")
+
+
+def choose_attention(name: str | None, *, device: torch.device, config: ModelConfig) -> Attention:
+    """The implementation called `name`, or the fastest for `device` and `config` where it is None or "auto".
+
+    ValueError for an unknown name, and for one that does not run there.
+    """
+    del config  # The two implementations there are can do all that a configuration can ask for.
+    if name is None or name == "auto":
+        name = "cpu" if device.type == "cpu" else "reference"
+    if name == "reference":
+        return ReferenceAttention()
+    if name == "cpu":
+        if device.type != "cpu":
+            raise ValueError(f"attention {name!r} does not run on {device.type}; use auto or reference")
+        return CpuAttention()
+    raise ValueError(f"attention {name!r} is unknown; there are {', '.join(NAMES)}")

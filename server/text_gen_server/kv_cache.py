@@ -1,0 +1,72 @@
+"""The KV cache of one rank: keys and values of all layers in blocks. Which block belongs to which sequence is the router's
+business; nothing here allocates, frees or counts blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from text_gen_server.config import ModelConfig
+    from text_gen_server.distributed import TensorParallel
+
+
+@dataclass(frozen=True)
+class KVCache:
+    """Slot `block_id * block_size + offset` of a layer holds the K/V of one token."""
+
+    num_blocks: int
+    block_size: int  # in tokens
+    keys: tuple[Tensor, ...]  # per layer [NB, BS, KH, D]
+    values: tuple[Tensor, ...]  # per layer [NB, BS, KH, D]
+    _key_slots: tuple[Tensor, ...]  # per layer [NB * BS + 1, KH, D], the same memory and one slot for what is not to be kept
+    _value_slots: tuple[Tensor, ...]
+
+    @classmethod
+    def allocate(
+        cls,
+        *,
+        config: ModelConfig,
+        tensor_parallel: TensorParallel,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> KVCache:
+        """Zeroed, so that slots never written hold finite numbers: attention multiplies masked values by zero."""
+        heads = tensor_parallel.split_kv_heads(config.num_kv_heads)
+        shape = (num_blocks * block_size + 1, heads.stop - heads.start, config.head_dim)
+        key_slots, value_slots = (
+            tuple(torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)) for _ in range(2)
+        )
+        keys, values = (
+            tuple(layer[:-1].view(num_blocks, block_size, *shape[1:]) for layer in slots) for slots in (key_slots, value_slots)
+        )
+        return cls(num_blocks, block_size, keys, values, key_slots, value_slots)
+
+    @staticmethod
+    def bytes_per_token(config: ModelConfig, tensor_parallel: TensorParallel, dtype: torch.dtype) -> int:
+        """What one token takes on this rank, over all layers, keys and values."""
+        heads = tensor_parallel.split_kv_heads(config.num_kv_heads)
+        num_kv_heads: int = heads.stop - heads.start
+        return 2 * config.num_layers * num_kv_heads * config.head_dim * dtype.itemsize
+
+    def write(self, layer: int, key: Tensor, value: Tensor, slot_mapping: Tensor) -> None:
+        """Keeps the K/V of this step's tokens.
+
+        key, value: [T, KH, D]
+        slot_mapping: [T] int64, slot of each token's K/V; -1 = do not write
+        """
+        # -1 counts from the end: it is the one slot that no block has.
+        self._key_slots[layer].index_put_((slot_mapping,), key)
+        self._value_slots[layer].index_put_((slot_mapping,), value)
+
+    def clear_blocks(self, block_ids: Tensor) -> None:
+        """Sets blocks to zero in all layers. block_ids: [any] int64"""
+        for layer in (*self.keys, *self.values):
+            layer.index_fill_(0, block_ids, 0)

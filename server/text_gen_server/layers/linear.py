@@ -1,0 +1,94 @@
+"""Linear layers that know how to shard and load themselves. Weights are [out, in] as in the checkpoint.
+
+Column layers split their outputs over the ranks and need no communication; a row layer takes such split inputs, multiplies
+its part and sums over the ranks. Layers that read the same input are merged into one multiplication.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch.nn.functional as F
+
+from text_gen_server.weights import WantedTensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from text_gen_server.config import ModelConfig
+    from text_gen_server.layers.placement import Placement
+
+
+class MergedColumnLinear:
+    """Several linear layers with one input, each split by output rows; the outputs lie side by side."""
+
+    def __init__(self, parts: dict[str, tuple[int, slice]], in_features: int, *, bias: bool, placement: Placement) -> None:
+        """parts: name in the checkpoint -> (output rows of the whole layer, rows of this rank)"""
+        self.parts = parts
+        self.in_features = in_features
+        rows = sum(part.stop - part.start for _, part in parts.values())
+        self.weight = placement.empty(rows, in_features)  # [rows of all parts, in]
+        self.bias = placement.empty(rows) if bias else None
+
+    def wanted(self) -> Iterator[WantedTensor]:
+        start = 0
+        for name, (total, part) in self.parts.items():
+            target = slice(start, start + part.stop - part.start)
+            yield WantedTensor(f"{name}.weight", (total, self.in_features), self.weight[target], (part,))
+            if self.bias is not None:
+                yield WantedTensor(f"{name}.bias", (total,), self.bias[target], (part,))
+            start = target.stop
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """hidden: [T, in] -> [T, rows of all parts on this rank]"""
+        return F.linear(hidden, self.weight, self.bias)
+
+
+class QkvLinear(MergedColumnLinear):
+    """Query, key and value projections: whole heads to each rank, [T, hidden] -> [T, (H + 2 KH) * D]."""
+
+    def __init__(self, name: str, config: ModelConfig, placement: Placement) -> None:
+        parallel, head_dim = placement.tensor_parallel, config.head_dim
+        heads = parallel.split(config.num_heads, "attention heads")
+        kv_heads = parallel.split_kv_heads(config.num_kv_heads)
+        self.num_heads = heads.stop - heads.start  # H
+        self.num_kv_heads = kv_heads.stop - kv_heads.start  # KH
+        query = (config.num_heads * head_dim, slice(heads.start * head_dim, heads.stop * head_dim))
+        key_value = (config.num_kv_heads * head_dim, slice(kv_heads.start * head_dim, kv_heads.stop * head_dim))
+        parts = {f"{name}.q_proj": query, f"{name}.k_proj": key_value, f"{name}.v_proj": key_value}
+        super().__init__(parts, config.hidden_size, bias=config.qkv_bias, placement=placement)
+
+
+class GateUpLinear(MergedColumnLinear):
+    """Gate and up projections of a gated MLP, [T, hidden] -> [T, 2 * intermediate of this rank]."""
+
+    def __init__(self, name: str, config: ModelConfig, placement: Placement) -> None:
+        part = (config.intermediate_size, placement.tensor_parallel.split(config.intermediate_size, "MLP features"))
+        parts = {f"{name}.gate_proj": part, f"{name}.up_proj": part}
+        super().__init__(parts, config.hidden_size, bias=config.mlp_bias, placement=placement)
+
+
+class RowLinear:
+    """A linear layer whose inputs are split over the ranks; the result is the whole sum on every rank."""
+
+    def __init__(self, name: str, in_features: int, out_features: int, *, bias: bool, placement: Placement) -> None:
+        self.name = name
+        self.in_features = in_features
+        self.parallel = placement.tensor_parallel
+        self.part = self.parallel.split(in_features, f"inputs of {name}")
+        self.weight = placement.empty(out_features, self.part.stop - self.part.start)
+        self.bias = placement.empty(out_features) if bias else None
+
+    def wanted(self) -> Iterator[WantedTensor]:
+        out_features = self.weight.shape[0]
+        yield WantedTensor(f"{self.name}.weight", (out_features, self.in_features), self.weight, (slice(None), self.part))
+        if self.bias is not None:
+            yield WantedTensor(f"{self.name}.bias", (out_features,), self.bias, ())
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """hidden: [T, in of this rank] -> [T, out]"""
+        # The sum over the ranks must contain the bias once.
+        bias = self.bias if self.parallel.rank == 0 else None
+        return self.parallel.all_reduce(F.linear(hidden, self.weight, bias))

@@ -1,0 +1,164 @@
+"""Llama, top to bottom: embedding, layers of attention and MLP around a residual stream, norm, head.
+
+Mistral and Qwen2 are this code with another configuration, and Qwen3 brings its own attention. What a rank holds is the
+layers' business; nothing here asks for it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import torch.nn.functional as F
+
+from text_gen_server.layers.embedding import Embedding, LanguageModelHead, VocabularyWeight
+from text_gen_server.layers.linear import GateUpLinear, QkvLinear, RowLinear
+from text_gen_server.layers.norm import RMSNorm
+from text_gen_server.layers.rotary import RotaryEmbedding, rotate
+from text_gen_server.models.causal_lm import LayerInputs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from text_gen_server.attention.interface import Attention
+    from text_gen_server.attention.metadata import AttentionMetadata
+    from text_gen_server.config import ModelConfig
+    from text_gen_server.kv_cache import KVCache
+    from text_gen_server.layers.placement import Placement
+    from text_gen_server.weights import WantedTensor
+
+
+class SelfAttention(Protocol):
+    """The attention part of a layer."""
+
+    def wanted(self) -> Iterator[WantedTensor]: ...
+
+    def __call__(self, hidden: Tensor, inputs: LayerInputs) -> Tensor:
+        """hidden: [T, hidden] -> [T, hidden]"""
+
+
+class MakeSelfAttention(Protocol):
+    def __call__(self, layer: int, config: ModelConfig, placement: Placement) -> SelfAttention: ...
+
+
+class Llama:
+    """See `CausalLM`."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        placement: Placement,
+        attention: Attention,
+        make_self_attention: MakeSelfAttention | None = None,
+    ) -> None:
+        self.attention = attention
+        self.dtype = placement.dtype
+        embedding = VocabularyWeight("model.embed_tokens", config.vocab_size, config.hidden_size, placement)
+        head = embedding
+        if not config.tie_word_embeddings:
+            head = VocabularyWeight("lm_head", config.vocab_size, config.hidden_size, placement)
+        self.vocabulary_weights = [embedding] if head is embedding else [embedding, head]
+        self.embed = Embedding(embedding, placement)
+        self.rotary = RotaryEmbedding(config.rope, config.head_dim, placement.device)
+        make_self_attention = make_self_attention or LlamaAttention
+        self.layers = [LlamaLayer(layer, config, placement, make_self_attention) for layer in range(config.num_layers)]
+        self.norm = RMSNorm("model.norm", config.hidden_size, epsilon=config.rms_norm_eps, placement=placement)
+        self.head = LanguageModelHead(head, placement)
+
+    def wanted(self) -> Iterator[WantedTensor]:
+        for weight in self.vocabulary_weights:
+            yield from weight.wanted()
+        for layer in self.layers:
+            yield from layer.wanted()
+        yield from self.norm.wanted()
+
+    def forward(
+        self,
+        *,
+        token_ids: Tensor,
+        positions: Tensor,
+        slot_mapping: Tensor,
+        attention_metadata: AttentionMetadata,
+        kv_cache: KVCache,
+    ) -> Tensor:
+        cos, sin = self.rotary.cos_sin(positions, self.dtype)
+        inputs = LayerInputs(cos, sin, slot_mapping, kv_cache, self.attention.prepare(attention_metadata, kv_cache))
+        hidden, residual = self.embed(token_ids), None
+        for layer in self.layers:
+            hidden, residual = layer(hidden, residual, inputs)
+        hidden, _ = self.norm(hidden, residual)
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor | None:
+        return self.head(hidden)
+
+
+class LlamaLayer:
+    def __init__(self, layer: int, config: ModelConfig, placement: Placement, make: MakeSelfAttention) -> None:
+        name, size, epsilon = f"model.layers.{layer}", config.hidden_size, config.rms_norm_eps
+        self.input_norm = RMSNorm(f"{name}.input_layernorm", size, epsilon=epsilon, placement=placement)
+        self.self_attention = make(layer, config, placement)
+        self.mlp_norm = RMSNorm(f"{name}.post_attention_layernorm", size, epsilon=epsilon, placement=placement)
+        self.mlp = LlamaMlp(f"{name}.mlp", config, placement)
+
+    def wanted(self) -> Iterator[WantedTensor]:
+        for part in (self.input_norm, self.self_attention, self.mlp_norm, self.mlp):
+            yield from part.wanted()
+
+    def __call__(self, hidden: Tensor, residual: Tensor | None, inputs: LayerInputs) -> tuple[Tensor, Tensor]:
+        """hidden: [T, hidden], what the layer before adds to residual: [T, hidden] -> the same for the next layer"""
+        hidden, residual = self.input_norm(hidden, residual)
+        hidden = self.self_attention(hidden, inputs)
+        hidden, residual = self.mlp_norm(hidden, residual)
+        return self.mlp(hidden), residual
+
+
+class LlamaAttention:
+    def __init__(self, layer: int, config: ModelConfig, placement: Placement) -> None:
+        name = f"model.layers.{layer}.self_attn"
+        self.layer = layer
+        self.head_dim = config.head_dim
+        self.sliding_window = config.sliding_windows[layer]
+        self.qkv = QkvLinear(name, config, placement)
+        self.num_heads, self.num_kv_heads = self.qkv.num_heads, self.qkv.num_kv_heads
+        self.output = RowLinear(
+            f"{name}.o_proj",
+            config.num_heads * config.head_dim,
+            config.hidden_size,
+            bias=config.attention_output_bias,
+            placement=placement,
+        )
+
+    def wanted(self) -> Iterator[WantedTensor]:
+        yield from self.qkv.wanted()
+        yield from self.output.wanted()
+
+    def __call__(self, hidden: Tensor, inputs: LayerInputs) -> Tensor:
+        num_rotated = self.num_heads + self.num_kv_heads
+        heads = self.qkv(hidden).view(hidden.shape[0], -1, self.head_dim)  # [T, H + 2 KH, D]
+        rotated = rotate(self.normalize_heads(heads[:, :num_rotated]), inputs.cos, inputs.sin)
+        query, key, value = rotated[:, : self.num_heads], rotated[:, self.num_heads :], heads[:, num_rotated:]
+        inputs.kv_cache.write(self.layer, key, value, inputs.slot_mapping)
+        attended = inputs.attention.attend(self.layer, query, self.sliding_window)
+        return self.output(attended.flatten(1))
+
+    def normalize_heads(self, query_key: Tensor) -> Tensor:
+        """query_key: [T, H + KH, D]; a family with a norm of its own before the rotation puts it here"""
+        return query_key
+
+
+class LlamaMlp:
+    def __init__(self, name: str, config: ModelConfig, placement: Placement) -> None:
+        self.gate_up = GateUpLinear(name, config, placement)
+        self.down = RowLinear(
+            f"{name}.down_proj", config.intermediate_size, config.hidden_size, bias=config.mlp_bias, placement=placement
+        )
+
+    def wanted(self) -> Iterator[WantedTensor]:
+        yield from self.gate_up.wanted()
+        yield from self.down.wanted()
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        gate, up = self.gate_up(hidden).chunk(2, dim=-1)
+        return self.down(F.silu(gate).mul_(up))
