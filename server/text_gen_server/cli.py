@@ -1,7 +1,7 @@
 """The `text-gen-server` command: flags in, one shard or one line of JSON out. Only this file reads flags and the environment.
 
-What is heavy is imported after the flags and the model folder were checked, so that a mistake is answered at once, in one line and
-with exit code 2.
+What is heavy is imported after the flags and the model folder were checked, so that a mistake is answered at once, in one
+line and with exit code 2.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""From what a user calls a model to a folder on this machine that was checked: a local folder as it is, or a snapshot of the hub.
+"""From what a user calls a model to a checked folder on this machine: a local folder as it is, or a snapshot of the hub.
 
 Fetches safetensors, configuration and tokenizer only. Must not import torch, and for a local folder not huggingface_hub either.
 Everything a user can get wrong is a ValueError that says what is missing and what to do.
@@ -120,13 +120,14 @@ def _download(model_id: str, revision: str | None, cache_dir: Path | None) -> Pa
 
 def _snapshot(model_id: str, revision: str | None, cache_dir: Path | None) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined, unused-ignore]
 
     class ProgressLines(tqdm):  # type: ignore[misc, type-arg, unused-ignore]
         """A progress bar that writes a log line now and then."""
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **{**kwargs, "disable": False, "mininterval": SECS_BETWEEN_PROGRESS_LINES})
+            kwargs.update(disable=False, mininterval=SECS_BETWEEN_PROGRESS_LINES)
+            super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call, unused-ignore]
 
         def display(self, msg: str | None = None, pos: int | None = None) -> bool:  # noqa: ARG002
             if self.n and self.unit == "B":

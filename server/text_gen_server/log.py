@@ -1,4 +1,4 @@
-"""Log lines on stderr, as text or as JSON in the shape the Rust programs use. Nothing may pass prompt text or token ids to it."""
+"""Log lines on stderr, as text or as JSON in the shape the Rust programs use. No prompt text and no token id may be logged."""
 
 import json
 import logging

@@ -34,8 +34,8 @@ class MemoryBudget:
 
     def __str__(self) -> str:
         return (
-            f"({self.free_bytes / MIB:.0f} MiB free / {self.num_sharers} rank(s) - {self.activation_bytes / MIB:.0f} MiB for the "
-            f"worst step) x {self.fraction:g} = {self.kv_cache_bytes / MIB:.0f} MiB"
+            f"({self.free_bytes / MIB:.0f} MiB free / {self.num_sharers} rank(s) - {self.activation_bytes / MIB:.0f} MiB for "
+            f"the worst step) x {self.fraction:g} = {self.kv_cache_bytes / MIB:.0f} MiB"
         )
 
 

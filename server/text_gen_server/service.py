@@ -1,7 +1,7 @@
 """The gRPC service of one shard on a unix socket. With `wire.py`, the only place that knows gRPC and protobuf.
 
-All work on the model happens on one thread of its own, in the order of arrival, so that the next plan starts while the answer to
-the last is still being sent. Errors become status codes here and nowhere else.
+All work on the model happens on one thread of its own, in the order of arrival, so that the next plan starts while the answer
+to the last is still being sent. Errors become status codes here and nowhere else.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ def serve(shard: Shard, socket: Path, *, server_version: str, stop: threading.Ev
     service = ShardService(shard, server_version)
     options = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.max_send_message_length", MAX_MESSAGE_BYTES)]
     server = grpc.server(ThreadPoolExecutor(NUM_RPC_THREADS, thread_name_prefix="rpc"), options=options)
-    pb_grpc.add_ShardServicer_to_server(service, server)
+    pb_grpc.add_ShardServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     previous_mask = os.umask(0o077)
     try:
         server.add_insecure_port(f"unix:{socket}")
@@ -57,7 +57,7 @@ def serve(shard: Shard, socket: Path, *, server_version: str, stop: threading.Ev
 
 
 def check_socket_path(socket: Path) -> None:
-    """ValueError where no shard can listen on `socket`. The socket of a dead process is removed; a live one's is not touched."""
+    """ValueError where no shard can listen on `socket`. The socket of a dead process is removed."""
     if len(os.fsencode(socket)) > MAX_SOCKET_PATH_BYTES:
         raise ValueError(f"the socket path {socket} is longer than {MAX_SOCKET_PATH_BYTES} bytes")
     if not socket.parent.is_dir():
@@ -137,6 +137,7 @@ class ShardService(pb_grpc.ShardServicer):
         runner = self._shard.runner
         if runner is None:
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, "Prepare comes before Run")
+            raise AssertionError("abort raises")
         if not self._run_lock.acquire(blocking=False):
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, "another Run stream is open")
         stream = PlanStream()

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from text_gen_server.attention.choose import choose_attention
-from text_gen_server.attention.interface import Attention
 from text_gen_server.config import ModelConfig, model_fingerprint
 from text_gen_server.distributed import TensorParallel
 from text_gen_server.kv_cache import KVCache
@@ -23,7 +22,6 @@ from text_gen_server.memory import (
     cuda_budget,
     size_kv_cache,
 )
-from text_gen_server.models.causal_lm import CausalLM
 from text_gen_server.models.loader import load_model
 from text_gen_server.plan import NewSequence, PlanLimits, Row, SamplingParameters, StepPlan
 from text_gen_server.runner import PROMPT_LOGITS_BYTES, Runner
@@ -71,9 +69,9 @@ class Shard:
         self.fingerprint = model_fingerprint(options.model_dir)
         self.device = _choose_device(options)
         self.dtype = _choose_dtype(options, config, self.device)
-        self.attention: Attention = choose_attention(options.attention, device=self.device, config=config)
+        self.attention = choose_attention(options.attention, device=self.device, config=config)
         self.tensor_parallel = _join_ranks(options, self.device)
-        self.model: CausalLM = load_model(
+        self.model = load_model(
             options.model_dir,
             config,
             dtype=self.dtype,
@@ -128,7 +126,9 @@ class Shard:
             )
         max_total_tokens = parameters.max_total_tokens or self.config.max_model_len
         if max_total_tokens > self.config.max_model_len:
-            raise ValueError(f"max_total_tokens is {max_total_tokens}, the model's positions end at {self.config.max_model_len}")
+            raise ValueError(
+                f"max_total_tokens is {max_total_tokens}, the model's positions end at {self.config.max_model_len}"
+            )
         return PlanLimits(
             vocab_size=self.config.vocab_size,
             num_blocks=0,

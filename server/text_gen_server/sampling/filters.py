@@ -1,7 +1,8 @@
 """Temperature and the filters that cut a distribution down: top_k, top_p, typical_p, min_p, in this order.
 
-Each filter keeps what is at or above a threshold *value*, so ties stay together and a row does not depend on its neighbours or on
-the order a sort leaves equals in. Each sees what the one before it left, renormalized. A filter runs only over the rows that ask.
+Each filter keeps what is at or above a threshold *value*, so ties stay together and a row does not depend on its neighbours
+or on the order a sort leaves equals in. Each sees what the one before it left, renormalized, and runs only over the rows that
+ask for it.
 """
 
 import math
@@ -75,8 +76,8 @@ def _min_p(scores: Tensor, values: list[float]) -> Tensor:
 def _covering_key(keys: Tensor, probabilities: Tensor, mass: Tensor) -> Tensor:
     """[n, 1]: the smallest key such that the tokens with keys up to it hold at least `mass` of the probability.
 
-    On a CPU most rows reach their mass within a few tokens, and the look at the tensor costs nothing there; elsewhere it would be
-    a device sync, and sorting is cheap.
+    On a CPU most rows reach their mass within a few tokens, and the look at the tensor costs nothing there; elsewhere it
+    would be a device sync, and sorting is cheap.
     """
     vocab_size = keys.shape[-1]
     count = min(NUM_CANDIDATES, vocab_size) if keys.device.type == "cpu" else vocab_size

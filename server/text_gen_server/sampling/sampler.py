@@ -70,8 +70,8 @@ def most_likely(logits: Tensor, count: int) -> Tensor:
     vocab_size = logits.shape[-1]
     if count == 0:
         return logits.new_empty((len(logits), 0), dtype=torch.int64)
-    # Sorting by (logit, -id) in one 64-bit integer, because topk leaves the order of equals open. The bits of a float order like
-    # an integer once those of the negative ones are flipped; adding 0 turns -0 into 0.
+    # Sorting by (logit, -id) in one 64-bit integer, because topk leaves the order of equals open. The bits of a float order
+    # like an integer once those of the negative ones are flipped; adding 0 turns -0 into 0.
     bits = (logits + 0.0).view(torch.int32)
     ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(torch.int64)
     keys = (ordered << 32) + torch.arange(vocab_size - 1, -1, -1, device=logits.device)
