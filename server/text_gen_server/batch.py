@@ -1,0 +1,201 @@
+"""The sequences a shard mirrors, and the tensors of one step built from them.
+
+Shapes: T tokens of the step, B sequences, H query heads of this rank, KH KV heads of this rank, D head size, V vocabulary,
+NB blocks, BS block size; N rows that sample. A mirror changes only by what a plan says and by the token its own row sampled.
+Everything is put together in numpy on the host and crosses to the device once per tensor.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from text_gen_server.attention.metadata import AttentionMetadata
+from text_gen_server.plan import NewSequence, PlanLimits, Row, SamplingParameters, StepPlan
+from text_gen_server.sampling.processors import SamplingRow
+
+
+class Mirror:
+    """What the shard knows of one sequence."""
+
+    __slots__ = (
+        "_block_table",
+        "_token_ids",
+        "num_blocks",
+        "num_computed_tokens",
+        "num_tokens",
+        "prompt_len",
+        "sampling",
+        "sequence_id",
+    )
+
+    def __init__(self, new: NewSequence) -> None:
+        self.sequence_id = new.sequence_id
+        self.sampling: SamplingParameters = new.sampling
+        self.prompt_len = new.prompt_len
+        self.num_computed_tokens = new.num_computed_tokens
+        self.num_tokens = len(new.token_ids)
+        self.num_blocks = 0
+        self._token_ids = np.array(new.token_ids, dtype=np.int64)  # filled up to num_tokens
+        self._block_table = np.empty(8, dtype=np.int32)  # filled up to num_blocks
+
+    @property
+    def token_ids(self) -> NDArray[np.int64]:
+        """[L] prompt and generated tokens."""
+        return self._token_ids[: self.num_tokens]
+
+    @property
+    def block_table(self) -> NDArray[np.int32]:
+        return self._block_table[: self.num_blocks]
+
+    def append_token(self, token_id: int) -> None:
+        if self.num_tokens == len(self._token_ids):
+            self._token_ids = np.concatenate([self._token_ids, np.empty(max(64, self.num_tokens), np.int64)])
+        self._token_ids[self.num_tokens] = token_id
+        self.num_tokens += 1
+
+    def append_blocks(self, block_ids: Sequence[int]) -> None:
+        num_blocks = self.num_blocks + len(block_ids)
+        if num_blocks > len(self._block_table):
+            self._block_table = np.concatenate([self._block_table, np.empty(num_blocks, np.int32)])
+        self._block_table[self.num_blocks : num_blocks] = block_ids
+        self.num_blocks = num_blocks
+
+
+@dataclass(frozen=True)
+class BatchInputs:
+    """One step, ready for the model."""
+
+    token_ids: Tensor  # [T] int64
+    positions: Tensor  # [T] int64, index of each token in its sequence
+    slot_mapping: Tensor  # [T] int64, slot of each token's K/V; -1 = do not write
+    attention_metadata: AttentionMetadata
+    sample_idx: Tensor  # [N] int64, index in T of the last token of each row that samples
+    samplers: tuple[int, ...]  # [N] which rows sample
+    sampling_rows: tuple[SamplingRow, ...]  # [N]
+    prompt_spans: tuple["PromptSpan", ...]
+
+
+@dataclass(frozen=True)
+class PromptSpan:
+    """The part of one row whose logits give log-probabilities of prompt tokens.
+
+    The hidden state of token p gives the log-probability of token p + 1. A row that computes tokens start..end of a prompt of
+    length P so reports tokens start + 1 .. min(end, P - 1), the last of which it need not compute itself: over all chunks every
+    prompt token but the first is reported exactly once, in order, and no hidden state is kept between steps.
+    """
+
+    row_idx: int
+    first: int  # index in T of the hidden state of token `start`
+    targets: Tensor  # [n] int64, the tokens whose log-probability is asked
+
+
+def check_sequences(plan: StepPlan, mirrors: dict[int, Mirror], limits: PlanLimits) -> dict[int, Mirror]:
+    """The mirrors of the plan's new sequences. ValueError where `plan` does not fit the sequences held: unknown or doubled
+    ids, tokens that are not known yet, blocks that are missing. Changes nothing.
+    """
+    forget = _distinct("forgets", plan.forget)
+    for sequence_id in forget:
+        if sequence_id not in mirrors:
+            raise ValueError(f"step {plan.step_id} forgets sequence {sequence_id}, which is not held")
+    _distinct("adds", (new.sequence_id for new in plan.new_sequences))
+    added = {new.sequence_id: Mirror(new) for new in plan.new_sequences}
+    for sequence_id in added:
+        if sequence_id in mirrors and sequence_id not in forget:
+            raise ValueError(f"step {plan.step_id} adds sequence {sequence_id}, which is held already")
+    _distinct("schedules", (row.sequence_id for row in plan.rows))
+    for row in plan.rows:
+        mirror = added.get(row.sequence_id) or (mirrors.get(row.sequence_id) if row.sequence_id not in forget else None)
+        if mirror is None:
+            raise ValueError(f"step {plan.step_id} schedules sequence {row.sequence_id}, which is not held")
+        _check_row(row, mirror, limits)
+    return added
+
+
+def build_batch(rows: Sequence[Row], mirrors: Sequence[Mirror], *, block_size: int, device: torch.device) -> BatchInputs:
+    """The inputs of a step whose plan was checked. `mirrors` are those of `rows`, with the new blocks appended."""
+    query_lens = np.array([row.num_scheduled_tokens for row in rows], dtype=np.int64)
+    starts = np.array([mirror.num_computed_tokens for mirror in mirrors], dtype=np.int64)
+    kv_lens = starts + query_lens
+    query_ends = query_lens.cumsum()
+    query_start = np.zeros(len(rows) + 1, dtype=np.int32)
+    query_start[1:] = query_ends
+    row_of_token = np.repeat(np.arange(len(rows)), query_lens)
+    positions = np.arange(query_ends[-1]) + (starts - query_start[:-1])[row_of_token]
+    block_tables = _block_tables(mirrors, kv_lens, block_size)
+    block_idx, offset = np.divmod(positions, block_size)
+    slots = block_tables[row_of_token, block_idx].astype(np.int64) * block_size + offset
+    query_lens_host, kv_lens_host = tuple(query_lens.tolist()), tuple(kv_lens.tolist())
+    # A token is sampled exactly when no uncomputed token is left after the step.
+    samplers = tuple(n for n, mirror in enumerate(mirrors) if kv_lens_host[n] == mirror.num_tokens)
+    return BatchInputs(
+        token_ids=_to_device(_token_ids(mirrors, starts.tolist(), kv_lens_host), device),
+        positions=_to_device(positions, device),
+        slot_mapping=_to_device(slots, device),
+        attention_metadata=AttentionMetadata(
+            query_start=_to_device(query_start, device),
+            kv_lens=_to_device(kv_lens.astype(np.int32), device),
+            block_tables=_to_device(block_tables, device),
+            query_lens_host=query_lens_host,
+            kv_lens_host=kv_lens_host,
+            num_decodes=next((n for n, query_len in enumerate(query_lens_host) if query_len != 1), len(rows)),
+        ),
+        sample_idx=_to_device(query_ends[list(samplers)] - 1, device),
+        samplers=samplers,
+        sampling_rows=tuple(SamplingRow(mirrors[n].sampling, mirrors[n].token_ids, mirrors[n].prompt_len) for n in samplers),
+        prompt_spans=_prompt_spans(mirrors, query_start, kv_lens_host, device),
+    )
+
+
+def _distinct(verb: str, sequence_ids: Iterable[int]) -> set[int]:
+    seen: set[int] = set()
+    for sequence_id in sequence_ids:
+        if sequence_id in seen:
+            raise ValueError(f"the plan {verb} sequence {sequence_id} twice")
+        seen.add(sequence_id)
+    return seen
+
+
+def _check_row(row: Row, mirror: Mirror, limits: PlanLimits) -> None:
+    end = mirror.num_computed_tokens + row.num_scheduled_tokens
+    if end > mirror.num_tokens:
+        left = mirror.num_tokens - mirror.num_computed_tokens
+        raise ValueError(f"sequence {row.sequence_id}: {row.num_scheduled_tokens} tokens scheduled, {left} left to compute")
+    if end > limits.max_total_tokens:
+        raise ValueError(f"sequence {row.sequence_id} would be {end} tokens long, the limit is {limits.max_total_tokens}")
+    capacity = (mirror.num_blocks + len(row.new_block_ids)) * limits.block_size
+    if end > capacity:
+        raise ValueError(f"sequence {row.sequence_id}: {end} tokens do not fit in its blocks of {capacity} tokens")
+
+
+def _token_ids(mirrors: Sequence[Mirror], starts: Sequence[int], ends: Sequence[int]) -> NDArray[np.int64]:
+    return np.concatenate([mirror.token_ids[start:end] for mirror, start, end in zip(mirrors, starts, ends, strict=True)])
+
+
+def _block_tables(mirrors: Sequence[Mirror], kv_lens: NDArray[np.int64], block_size: int) -> NDArray[np.int32]:
+    """[B, most blocks in use by a row] int32, padded with 0."""
+    num_blocks = (-(-kv_lens // block_size)).tolist()
+    tables = np.zeros((len(mirrors), max(num_blocks)), dtype=np.int32)
+    for table, mirror, count in zip(tables, mirrors, num_blocks, strict=True):
+        table[:count] = mirror.block_table[:count]
+    return tables
+
+
+def _prompt_spans(
+    mirrors: Sequence[Mirror], query_start: NDArray[np.int32], ends: Sequence[int], device: torch.device
+) -> tuple[PromptSpan, ...]:
+    spans = []
+    for n, (mirror, end) in enumerate(zip(mirrors, ends, strict=True)):
+        start = mirror.num_computed_tokens
+        last = min(end, mirror.prompt_len - 1)
+        if mirror.sampling.prompt_logprobs and last > start:
+            targets = mirror.token_ids[start + 1 : last + 1]
+            spans.append(PromptSpan(row_idx=n, first=int(query_start[n]), targets=_to_device(targets.copy(), device)))
+    return tuple(spans)
+
+
+def _to_device(array: NDArray[np.int64] | NDArray[np.int32], device: torch.device) -> Tensor:
+    return torch.from_numpy(array).to(device)

@@ -1,0 +1,94 @@
+"""Temperature and the filters that cut a distribution down: top_k, top_p, typical_p, min_p, in this order.
+
+Each filter keeps what is at or above a threshold *value*, so ties stay together and a row does not depend on its neighbours
+or on the order a sort leaves equals in. Each sees what the one before it left, renormalized, and runs only over the rows that
+ask for it.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from text_gen_server.plan import SamplingParameters
+
+# How many of the most likely tokens are looked at before a whole row is sorted, which costs a CPU milliseconds a row.
+NUM_CANDIDATES = 1024
+
+
+def filter_logits(logits: Tensor, parameters: Sequence[SamplingParameters]) -> Tensor:
+    """Scaled logits, with minus infinity for what the filters removed. At least one token of each row stays.
+
+    logits:     [N, V] float32, finite
+    parameters: N
+    returns:    [N, V] float32, at most 0
+    """
+    vocab_size = logits.shape[-1]
+    # The maximum is taken off first, so that a tiny temperature cannot overflow.
+    scores = (logits - logits.amax(-1, keepdim=True)) / _column([p.temperature for p in parameters], logits)
+    _apply(_top_k, scores, [p.top_k if 0 < p.top_k < vocab_size else None for p in parameters])
+    _apply(_top_p, scores, [p.top_p if p.top_p < 1 else None for p in parameters])
+    _apply(_typical_p, scores, [p.typical_p if p.typical_p < 1 else None for p in parameters])
+    _apply(_min_p, scores, [p.min_p if p.min_p > 0 else None for p in parameters])
+    return scores
+
+
+def _apply(keep: Callable[[Tensor, list[float]], Tensor], scores: Tensor, values: Sequence[float | None]) -> None:
+    """Removes in place what `keep` leaves out, in the rows with a value. `keep` gives [n, V] bool."""
+    chosen = [n for n, value in enumerate(values) if value is not None]
+    asked = [value for value in values if value is not None]
+    if len(chosen) == len(values):
+        scores.masked_fill_(~keep(scores, asked), -math.inf)
+    elif chosen:
+        index = torch.tensor(chosen, device=scores.device)
+        part = scores[index]
+        scores[index] = part.masked_fill_(~keep(part, asked), -math.inf)
+
+
+def _top_k(scores: Tensor, values: list[float]) -> Tensor:
+    last = torch.tensor([int(value) - 1 for value in values], device=scores.device)
+    largest = scores.topk(int(max(values))).values
+    return scores >= largest.gather(-1, last.unsqueeze(1))
+
+
+def _top_p(scores: Tensor, values: list[float]) -> Tensor:
+    """The fewest most likely tokens that hold `top_p` of the mass (Holtzman et al., 2019)."""
+    probabilities = scores.softmax(-1)
+    return probabilities >= -_covering_key(-probabilities, probabilities, _column(values, scores))
+
+
+def _typical_p(scores: Tensor, values: list[float]) -> Tensor:
+    """The tokens whose surprise is closest to the entropy, up to `typical_p` of the mass (Meister et al., 2022)."""
+    log_probabilities = scores.log_softmax(-1)
+    probabilities = log_probabilities.exp()
+    # A running sum, because the rounding of a plain one may depend on how many rows there are.
+    entropy = -(probabilities * log_probabilities).nan_to_num_(nan=0.0).cumsum(-1)[:, -1:]
+    distance = (-log_probabilities - entropy).abs()
+    return distance <= _covering_key(distance, probabilities, _column(values, scores))
+
+
+def _min_p(scores: Tensor, values: list[float]) -> Tensor:
+    """The tokens with at least `min_p` times the probability of the most likely one."""
+    return scores >= scores.amax(-1, keepdim=True) + _column([math.log(value) for value in values], scores)
+
+
+def _covering_key(keys: Tensor, probabilities: Tensor, mass: Tensor) -> Tensor:
+    """[n, 1]: the smallest key such that the tokens with keys up to it hold at least `mass` of the probability.
+
+    On a CPU most rows reach their mass within a few tokens, and the look at the tensor costs nothing there; elsewhere it
+    would be a device sync, and sorting is cheap.
+    """
+    vocab_size = keys.shape[-1]
+    count = min(NUM_CANDIDATES, vocab_size) if keys.device.type == "cpu" else vocab_size
+    ordered, order = keys.topk(count, largest=False)
+    covered = probabilities.gather(-1, order).cumsum(-1)
+    if count < vocab_size and bool((covered[:, -1:] < mass).any()):
+        ordered, order = keys.sort(-1)
+        covered = probabilities.gather(-1, order).cumsum(-1)
+    last = (covered < mass).sum(-1, keepdim=True).clamp_(max=ordered.shape[-1] - 1)
+    return ordered.gather(-1, last)
+
+
+def _column(values: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=like.device).unsqueeze(1)

@@ -1,0 +1,121 @@
+"""Logits processors: penalties, logit bias and the ban of end tokens, batched over the rows that ask for them.
+
+They run in this order, before temperature and filters. Must never touch the raw logits, which the log-probabilities are taken
+from, and never leave infinity or NaN behind where there was none.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from text_gen_server.plan import SamplingParameters
+
+LARGEST = torch.finfo(torch.float32).max
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingRow:
+    """What the choice of one token depends on, besides the logits."""
+
+    parameters: SamplingParameters
+    token_ids: NDArray[np.int64]  # [L], prompt and generated tokens
+    prompt_len: int
+
+    @property
+    def position(self) -> int:
+        """Index in the sequence of the token being sampled."""
+        return len(self.token_ids)
+
+
+def process(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    """The logits to choose from: `logits` itself where no row asks for a processor, else a changed copy.
+
+    logits: [N, V] float32, left as it is
+    rows:   N rows
+    """
+    repeated = [n for n, row in enumerate(rows) if row.parameters.repetition_penalty != 1]
+    counted = [n for n, row in enumerate(rows) if _counts(row)]
+    biased = [n for n, row in enumerate(rows) if row.parameters.logit_bias]
+    banned = [n for n, row in enumerate(rows) if _bans(row)]
+    if not (repeated or counted or biased or banned):
+        return logits
+    logits = logits.clone()
+    if repeated:
+        _penalize_repetition(logits, rows, repeated)
+    if counted:
+        _penalize_counts(logits, rows, counted)
+    if biased:
+        _add_bias(logits, rows, biased)
+    logits.clamp_(-LARGEST, LARGEST)
+    if banned:
+        _ban_end_tokens(logits, rows, banned)
+    return logits
+
+
+def _counts(row: SamplingRow) -> bool:
+    asked = row.parameters.frequency_penalty != 0 or row.parameters.presence_penalty != 0
+    return asked and len(row.token_ids) > row.prompt_len
+
+
+def _bans(row: SamplingRow) -> bool:
+    num_generated = len(row.token_ids) - row.prompt_len
+    return num_generated < row.parameters.min_new_tokens and len(row.parameters.end_token_ids) > 0
+
+
+def _penalize_repetition(logits: Tensor, rows: Sequence[SamplingRow], chosen: list[int]) -> None:
+    """Divides positive and multiplies negative logits of seen tokens (Keskar et al.: CTRL, 2019)."""
+    # A repeated id is written several times with the same value, so padding with an id of the same row is harmless.
+    seen = _padded([rows[n].token_ids for n in chosen]).to(logits.device)
+    penalty = _column([rows[n].parameters.repetition_penalty for n in chosen], logits.device)
+    index = torch.tensor(chosen, device=logits.device).unsqueeze(1)
+    scores = logits[index, seen]
+    logits[index, seen] = torch.where(scores > 0, scores / penalty, scores * penalty)
+
+
+def _penalize_counts(logits: Tensor, rows: Sequence[SamplingRow], chosen: list[int]) -> None:
+    """OpenAI's definition: logit -= count * frequency_penalty + (count > 0) * presence_penalty, over generated tokens."""
+    ids, counts, owners = [], [], []
+    for owner, n in enumerate(chosen):
+        row_ids, row_counts = np.unique(rows[n].token_ids[rows[n].prompt_len :], return_counts=True)
+        ids.append(row_ids)
+        counts.append(row_counts)
+        owners.append(np.full(len(row_ids), owner))
+    device = logits.device
+    owner_idx = torch.from_numpy(np.concatenate(owners)).to(device)
+    count = torch.from_numpy(np.concatenate(counts)).to(device)
+    frequency = torch.tensor([rows[n].parameters.frequency_penalty for n in chosen], device=device)[owner_idx]
+    presence = torch.tensor([rows[n].parameters.presence_penalty for n in chosen], device=device)[owner_idx]
+    row_idx = torch.tensor(chosen, device=device)[owner_idx]
+    logits[row_idx, torch.from_numpy(np.concatenate(ids)).to(device)] -= count * frequency + presence
+
+
+def _add_bias(logits: Tensor, rows: Sequence[SamplingRow], chosen: list[int]) -> None:
+    entries = [(n, token_id, bias) for n in chosen for token_id, bias in rows[n].parameters.logit_bias]
+    row_idx, ids, biases = zip(*entries, strict=True)
+    device = logits.device
+    index = (torch.tensor(row_idx, device=device), torch.tensor(ids, device=device))
+    logits.index_put_(index, torch.tensor(biases, dtype=torch.float32, device=device), accumulate=True)
+
+
+def _ban_end_tokens(logits: Tensor, rows: Sequence[SamplingRow], chosen: list[int]) -> None:
+    # The lowest number, not minus infinity: should nothing else be left, there is still a distribution.
+    entries = [(n, token_id) for n in chosen for token_id in rows[n].parameters.end_token_ids]
+    row_idx, ids = zip(*entries, strict=True)
+    logits[torch.tensor(row_idx, device=logits.device), torch.tensor(ids, device=logits.device)] = -LARGEST
+
+
+def _padded(rows: list[NDArray[np.int64]]) -> Tensor:
+    """[n, longest] int64; each row is filled up with its own first id."""
+    out = np.empty((len(rows), max(len(row) for row in rows)), dtype=np.int64)
+    for target, row in zip(out, rows, strict=True):
+        target[: len(row)] = row
+        target[len(row) :] = row[0]
+    return torch.from_numpy(out)
+
+
+def _column(values: list[float], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=device).unsqueeze(1)

@@ -1,0 +1,95 @@
+"""Chooses one token per row and says how likely it was: a function of (logits, sampling parameters, history) alone.
+
+There is no generator state, and no row depends on another: a batch of 8 gives the tokens of 8 alone, for equal logits.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from text_gen_server.sampling.filters import filter_logits
+from text_gen_server.sampling.processors import SamplingRow, process
+from text_gen_server.sampling.rng import to_signed, uniform
+
+
+@dataclass(frozen=True)
+class Samples:
+    """One choice per row, still on the device."""
+
+    token_ids: Tensor  # [N] int64; 0 where the row is not finite
+    logprobs: Tensor  # [N] float32, log_softmax of the raw logits
+    is_finite: Tensor  # [N] bool; False: the logits held NaN or infinity
+    top_token_ids: Tensor  # [N, K] int64, most likely first; K = most asked for by a row
+    top_logprobs: Tensor  # [N, K] float32
+
+
+def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Samples:
+    """Draws the next token of each row; the most likely one where a row does not sample (the first, of equals).
+
+    logits: [N, V] float32, raw
+    """
+    # NaN and infinity survive a sum, and one sum is far cheaper than a look at every number.
+    is_finite = logits.sum(-1).isfinite()
+    processed = process(logits, rows)
+    token_ids = processed.argmax(-1)
+    drawn = [n for n, row in enumerate(rows) if row.parameters.do_sample]
+    if drawn:
+        index = torch.tensor(drawn, device=logits.device)
+        token_ids[index] = _draw(processed[index], [rows[n] for n in drawn])
+    token_ids = token_ids.masked_fill_(~is_finite, 0)
+    normalizer = log_normalizer(logits)
+    num_top_tokens = max(row.parameters.num_top_tokens for row in rows)
+    top_token_ids = most_likely(logits, num_top_tokens)
+    return Samples(
+        token_ids=token_ids,
+        logprobs=(logits.gather(-1, token_ids.unsqueeze(1)) - normalizer).squeeze(1),
+        is_finite=is_finite,
+        top_token_ids=top_token_ids,
+        top_logprobs=logits.gather(-1, top_token_ids) - normalizer,
+    )
+
+
+def token_logprobs(logits: Tensor, token_ids: Tensor) -> Tensor:
+    """[N] float32: log_softmax of `logits` ([N, V] float32) at `token_ids` ([N] int64)."""
+    return (logits.gather(-1, token_ids.unsqueeze(1)) - log_normalizer(logits)).squeeze(1)
+
+
+def log_normalizer(logits: Tensor) -> Tensor:
+    """[N, 1] float32: log of the sum of exp(logits [N, V]), by way of the probability of the most likely token.
+
+    Row by row the same in every batch, which torch.logsumexp does not promise, and it needs no logarithm of the whole row.
+    """
+    largest, index = logits.max(-1, keepdim=True)
+    return largest - logits.softmax(-1).gather(-1, index).log()
+
+
+def most_likely(logits: Tensor, count: int) -> Tensor:
+    """[N, count] int64: the ids of the largest logits ([N, V] float32), largest first; of equals the lower id first."""
+    vocab_size = logits.shape[-1]
+    if count == 0:
+        return logits.new_empty((len(logits), 0), dtype=torch.int64)
+    # Sorting by (logit, -id) in one 64-bit integer, because topk leaves the order of equals open. The bits of a float order
+    # like an integer once those of the negative ones are flipped; adding 0 turns -0 into 0.
+    bits = (logits + 0.0).view(torch.int32)
+    ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(torch.int64)
+    keys = (ordered << 32) + torch.arange(vocab_size - 1, -1, -1, device=logits.device)
+    return vocab_size - 1 - (keys.topk(count).values & 0xFFFFFFFF)
+
+
+def _draw(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    """[n] int64, by inverting the cumulative distribution over the vocabulary in the order of its ids."""
+    device = logits.device
+    probabilities = filter_logits(logits, [row.parameters for row in rows]).softmax(-1)
+    # On a CPU a float32 running sum is carried in float64 anyway; elsewhere it is a tree of sums and needs the width.
+    cumulative = probabilities.cumsum(-1, dtype=torch.float32 if device.type == "cpu" else torch.float64)
+    seeds = torch.tensor([to_signed(row.parameters.seed) for row in rows], device=device)
+    positions = torch.tensor([row.position for row in rows], device=device)
+    total = cumulative[:, -1]
+    # Rounding must not lift the target to the total, which nothing is above.
+    target = torch.minimum((uniform(seeds, positions) * total).to(cumulative.dtype), total.nextafter(torch.zeros_like(total)))
+    token_ids = torch.searchsorted(cumulative, target.unsqueeze(1), right=True).clamp_(max=logits.shape[-1] - 1)
+    # A parallel running sum need not be flat where a probability is 0; a token that was filtered out is never drawn.
+    is_possible = probabilities.gather(-1, token_ids) > 0
+    return torch.where(is_possible, token_ids, probabilities.argmax(-1, keepdim=True)).squeeze(1)

@@ -1,0 +1,202 @@
+"""The gRPC service of one shard on a unix socket. With `wire.py`, the only place that knows gRPC and protobuf.
+
+All work on the model happens on one thread of its own, in the order of arrival, so that the next plan starts while the answer
+to the last is still being sent. Errors become status codes here and nowhere else.
+"""
+
+import contextlib
+import logging
+import os
+import queue
+import signal
+import socket as sockets
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import torch
+
+from text_gen_server.pb import shard_pb2 as pb
+from text_gen_server.pb import shard_pb2_grpc as pb_grpc
+from text_gen_server.plan import StepPlan
+from text_gen_server.shard import PrepareParameters, Shard
+from text_gen_server.wire import message_from_result, plan_from_message
+
+log = logging.getLogger("text_gen_server")
+
+PROTOCOL_VERSION = 1
+MAX_MESSAGE_BYTES = 256 * 2**20  # a plan may bring back every sequence in full
+MAX_SOCKET_PATH_BYTES = 107  # of Linux
+NUM_RPC_THREADS = 8
+DTYPE_PREFIX = "torch."
+
+
+def serve(shard: Shard, socket: Path, *, server_version: str, stop: threading.Event) -> None:
+    """Answers on `socket` until `stop` is set; the step that runs then is finished. ValueError if the socket cannot be had."""
+    check_socket_path(socket)
+    service = ShardService(shard, server_version)
+    options = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.max_send_message_length", MAX_MESSAGE_BYTES)]
+    server = grpc.server(ThreadPoolExecutor(NUM_RPC_THREADS, thread_name_prefix="rpc"), options=options)
+    pb_grpc.add_ShardServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+    previous_mask = os.umask(0o077)
+    try:
+        server.add_insecure_port(f"unix:{socket}")
+    except RuntimeError as error:
+        raise ValueError(f"cannot listen on {socket}: {error}") from error
+    finally:
+        os.umask(previous_mask)
+    server.start()
+    log.info("rank %d ready on %s", shard.options.rank, socket)
+    stop.wait()
+    server.stop(grace=None)
+    service.close()
+    socket.unlink(missing_ok=True)
+
+
+def check_socket_path(socket: Path) -> None:
+    """ValueError where no shard can listen on `socket`. The socket of a dead process is removed."""
+    if len(os.fsencode(socket)) > MAX_SOCKET_PATH_BYTES:
+        raise ValueError(f"the socket path {socket} is longer than {MAX_SOCKET_PATH_BYTES} bytes")
+    if not socket.parent.is_dir():
+        raise ValueError(f"there is no folder {socket.parent} for the socket")
+    if not socket.exists():
+        return
+    with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM) as probe:
+        if probe.connect_ex(str(socket)) == 0:
+            raise ValueError(f"another process listens on {socket}")
+    if not socket.is_socket():
+        raise ValueError(f"{socket} is not a socket")
+    socket.unlink()
+
+
+def stop_on_signals(*, ignore_interrupt: bool) -> threading.Event:
+    """An event that SIGTERM sets, and SIGINT too unless it is ignored."""
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGINT, signal.SIG_IGN if ignore_interrupt else lambda *_: stop.set())
+    return stop
+
+
+class PlanStream:
+    """The plans of one Run call, on their way through the model thread."""
+
+    def __init__(self) -> None:
+        self.answers: queue.SimpleQueue[Future[pb.StepResult] | None] = queue.SimpleQueue()  # None: no more will come
+        self.is_closed = threading.Event()  # plans that have not started will not
+
+
+class ShardService(pb_grpc.ShardServicer):
+    """The four calls of `shard.proto`."""
+
+    def __init__(self, shard: Shard, server_version: str) -> None:
+        self._shard = shard
+        self._server_version = server_version
+        self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._run_lock = threading.Lock()
+        self._last_step_id = 0
+
+    def close(self) -> None:
+        """Returns when the running step is done; those that wait are dropped."""
+        self._model_thread.shutdown(wait=True, cancel_futures=True)
+
+    def Info(self, request: pb.InfoRequest, context: grpc.ServicerContext) -> pb.InfoResponse:  # noqa: ARG002, N802
+        shard = self._shard
+        return pb.InfoResponse(
+            protocol_version=PROTOCOL_VERSION,
+            server_version=self._server_version,
+            model_fingerprint=shard.fingerprint,
+            architecture=shard.config.architecture,
+            device=shard.device.type,
+            device_name=shard.device_name,
+            dtype=str(shard.dtype).removeprefix(DTYPE_PREFIX),
+            attention=shard.attention.name,
+            rank=shard.options.rank,
+            world_size=shard.options.world_size,
+            vocab_size=shard.config.vocab_size,
+            max_model_len=shard.config.max_model_len,
+        )
+
+    def Prepare(self, request: pb.PrepareRequest, context: grpc.ServicerContext) -> pb.PrepareResponse:  # noqa: N802
+        parameters = PrepareParameters(
+            max_batch_prefill_tokens=request.max_batch_prefill_tokens,
+            max_batch_size=request.max_batch_size,
+            max_total_tokens=request.max_total_tokens,
+            max_batch_total_tokens=request.max_batch_total_tokens,
+            block_size=request.block_size,
+        )
+        if self._shard.is_prepared_otherwise(parameters):
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "already prepared with other limits")
+        with _errors_answered(context):
+            size = self._model_thread.submit(self._shard.prepare, parameters).result()
+        return pb.PrepareResponse(num_blocks=size.num_blocks, block_size=size.block_size, kv_cache_bytes=size.kv_cache_bytes)
+
+    def Run(self, request_iterator: Iterator[pb.StepPlan], context: grpc.ServicerContext) -> Iterator[pb.StepResult]:  # noqa: N802
+        runner = self._shard.runner
+        if runner is None:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "Prepare comes before Run")
+            raise AssertionError("abort raises")
+        if not self._run_lock.acquire(blocking=False):
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "another Run stream is open")
+        stream = PlanStream()
+        try:
+            context.add_callback(lambda: stream.answers.put(None))
+            threading.Thread(target=self._feed, args=(request_iterator, stream), daemon=True, name="plans").start()
+            with _errors_answered(context):
+                while (answer := stream.answers.get()) is not None:
+                    yield answer.result()
+        finally:
+            stream.is_closed.set()
+            # The router of this stream is gone, or out of step: what it had told about its sequences is void.
+            with contextlib.suppress(RuntimeError):  # the model thread is shut down
+                self._model_thread.submit(runner.forget_all).result()
+            self._run_lock.release()
+
+    def Health(self, request: pb.HealthRequest, context: grpc.ServicerContext) -> pb.HealthResponse:  # noqa: ARG002, N802
+        runner = self._shard.runner
+        num_sequences = len(runner.mirrors) if runner is not None else 0
+        return pb.HealthResponse(last_step_id=self._last_step_id, num_sequences=num_sequences)
+
+    def _feed(self, messages: Iterator[pb.StepPlan], stream: PlanStream) -> None:
+        """Hands plans to the model thread as they come, so that reading and translating one is done while another computes."""
+        try:
+            for message in messages:
+                stream.answers.put(self._model_thread.submit(self._step, plan_from_message(message), stream))
+        except (grpc.RpcError, RuntimeError):
+            pass  # the call was cancelled, or the server is going down
+        finally:
+            stream.answers.put(None)
+
+    def _step(self, plan: StepPlan, stream: PlanStream) -> pb.StepResult:
+        if stream.is_closed.is_set():
+            raise CancelledError
+        runner = self._shard.runner
+        assert runner is not None, "Run checks that the shard is prepared"
+        started = time.perf_counter_ns()
+        try:
+            result = runner.step(plan)
+        except BaseException:
+            stream.is_closed.set()  # the plans behind it were made for another outcome
+            raise
+        self._last_step_id = plan.step_id
+        return message_from_result(result, compute_us=(time.perf_counter_ns() - started) // 1000)
+
+
+@contextlib.contextmanager
+def _errors_answered(context: grpc.ServicerContext) -> Iterator[None]:
+    """Turns what goes wrong inside into a status. Messages may name token ids, so they go to the router and not to the log."""
+    try:
+        yield
+    except ValueError as error:
+        log.error("refused what the router sent")
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+    except CancelledError:
+        context.abort(grpc.StatusCode.UNAVAILABLE, "the shard is shutting down")
+    except torch.OutOfMemoryError as error:
+        log.error("out of device memory")
+        context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+    except Exception as error:
+        log.exception("a call failed")
+        context.abort(grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}")

@@ -1,0 +1,240 @@
+"""One rank of a model: loaded once, prepared once, then driven step by step through its runner. Knows no gRPC.
+
+Every rank gets the same calls in the same order; what they decide from their own memory they agree on before they act.
+"""
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from text_gen_server.attention.choose import choose_attention
+from text_gen_server.config import ModelConfig, model_fingerprint
+from text_gen_server.distributed import TensorParallel
+from text_gen_server.kv_cache import KVCache
+from text_gen_server.memory import (
+    CapacityRequest,
+    KVCacheSize,
+    MemoryBudget,
+    activation_bound_bytes,
+    cpu_budget,
+    cuda_budget,
+    size_kv_cache,
+)
+from text_gen_server.models.loader import load_model
+from text_gen_server.plan import NewSequence, PlanLimits, Row, SamplingParameters, StepPlan
+from text_gen_server.runner import PROMPT_LOGITS_BYTES, Runner
+
+log = logging.getLogger("text_gen_server")
+
+RENDEZVOUS_FILE = "tensor-parallel"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardOptions:
+    """Which part of which model to load, and how."""
+
+    model_dir: Path
+    rank: int = 0
+    world_size: int = 1
+    rendezvous_dir: Path | None = None  # needed by more than one rank; empty, and the same for all of them
+    dtype: str = "auto"  # a key of DTYPES, or auto
+    device: str = "auto"  # cpu, cuda or auto
+    attention: str = "auto"
+    cuda_memory_fraction: float = 1.0
+    num_threads: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareParameters:
+    """The router's limits; 0 means the default where it is allowed (see `shard.proto`)."""
+
+    max_batch_prefill_tokens: int
+    max_batch_size: int
+    max_total_tokens: int = 0
+    max_batch_total_tokens: int = 0
+    block_size: int = 0
+
+
+class Shard:
+    """The weights of one rank, and once prepared its KV cache and its runner."""
+
+    def __init__(self, options: ShardOptions, config: ModelConfig) -> None:
+        """Loads the weights. ValueError, for the user, where the model cannot be served like this."""
+        torch.set_num_threads(options.num_threads)
+        self.options = options
+        self.config = config
+        self.fingerprint = model_fingerprint(options.model_dir)
+        self.device = _choose_device(options)
+        self.dtype = _choose_dtype(options, config, self.device)
+        self.attention = choose_attention(options.attention, device=self.device, config=config)
+        self.tensor_parallel = _join_ranks(options, self.device)
+        self.model = load_model(
+            options.model_dir,
+            config,
+            dtype=self.dtype,
+            device=self.device,
+            tensor_parallel=self.tensor_parallel,
+            attention=self.attention,
+        )
+        self.runner: Runner | None = None
+        self._prepared: tuple[PrepareParameters, KVCacheSize] | None = None
+
+    @property
+    def device_name(self) -> str:
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+
+    def prepare(self, parameters: PrepareParameters) -> KVCacheSize:
+        """Sizes and allocates the KV cache and runs a first small step. All ranks must call it; again only with the same.
+
+        ValueError for limits out of range or memory that does not suffice.
+        """
+        if self._prepared is not None:
+            assert self._prepared[0] == parameters, "the caller refuses another preparation"
+            return self._prepared[1]
+        limits = self._plan_limits(parameters)
+        size = self._agree_on_size(parameters, limits)
+        log.info("KV cache: %s", size.arithmetic)
+        self.runner = self._new_runner(limits, size.num_blocks)
+        _run_dummy_step(self.runner, num_tokens=min(8, limits.max_step_tokens, limits.max_total_tokens, size.num_tokens))
+        self._prepared = (parameters, size)
+        return size
+
+    def is_prepared_otherwise(self, parameters: PrepareParameters) -> bool:
+        return self._prepared is not None and self._prepared[0] != parameters
+
+    def _agree_on_size(self, parameters: PrepareParameters, limits: PlanLimits) -> KVCacheSize:
+        """The router's block tables are the same on all ranks, so the rank with the least memory decides."""
+        budget = self._memory_budget(limits)
+        try:
+            own = size_kv_cache(self._capacity_request(parameters, limits), budget)
+        except ValueError:
+            self.tensor_parallel.minimum(0)  # or the others would wait for this rank
+            raise
+        agreed = self.tensor_parallel.minimum(own.num_blocks)
+        if agreed == 0:
+            raise ValueError("another rank has no memory for its KV cache")
+        return own.with_blocks(agreed)
+
+    def _plan_limits(self, parameters: PrepareParameters) -> PlanLimits:
+        if parameters.max_batch_size < 1 or parameters.max_batch_prefill_tokens < 1:
+            raise ValueError(
+                f"max_batch_size is {parameters.max_batch_size} and max_batch_prefill_tokens is "
+                f"{parameters.max_batch_prefill_tokens}, both must be at least 1"
+            )
+        max_total_tokens = parameters.max_total_tokens or self.config.max_model_len
+        if max_total_tokens > self.config.max_model_len:
+            raise ValueError(
+                f"max_total_tokens is {max_total_tokens}, the model's positions end at {self.config.max_model_len}"
+            )
+        return PlanLimits(
+            vocab_size=self.config.vocab_size,
+            num_blocks=0,
+            block_size=parameters.block_size or self.attention.default_block_size,
+            max_total_tokens=max_total_tokens,
+            max_batch_size=parameters.max_batch_size,
+            max_step_tokens=parameters.max_batch_prefill_tokens + parameters.max_batch_size,
+        )
+
+    def _capacity_request(self, parameters: PrepareParameters, limits: PlanLimits) -> CapacityRequest:
+        bytes_per_token = KVCache.bytes_per_token(self.config, self.tensor_parallel, self.dtype)
+        # Attention on a CPU copies the K/V of one layer at a time, padded to at most twice the length.
+        copied = 2 * bytes_per_token // self.config.num_layers if self.device.type == "cpu" else 0
+        return CapacityRequest(
+            max_batch_size=limits.max_batch_size,
+            max_total_tokens=limits.max_total_tokens,
+            max_batch_total_tokens=parameters.max_batch_total_tokens,
+            block_size=limits.block_size,
+            bytes_per_token=bytes_per_token,
+            copied_bytes_per_token=copied,
+        )
+
+    def _memory_budget(self, limits: PlanLimits) -> MemoryBudget:
+        if self.device.type == "cuda":
+            activation_bytes = self._measure_worst_step(limits)
+            return cuda_budget(
+                activation_bytes=activation_bytes, fraction=self.options.cuda_memory_fraction, device=self.device
+            )
+        bound = activation_bound_bytes(
+            self.config, num_tokens=limits.max_step_tokens, num_rows=limits.max_batch_size, dtype=self.dtype
+        )
+        return cpu_budget(activation_bytes=bound + PROMPT_LOGITS_BYTES, num_ranks=self.options.world_size)
+
+    def _measure_worst_step(self, limits: PlanLimits) -> int:
+        """Most memory that a step takes beside weights and KV cache: all its tokens, and a sorted draw in every row."""
+        num_blocks = -(-limits.max_step_tokens // limits.block_size) + limits.max_batch_size
+        runner = self._new_runner(limits, num_blocks)
+        torch.cuda.synchronize(self.device)
+        before = torch.cuda.memory_allocated(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        _run_dummy_step(runner, num_tokens=limits.max_step_tokens)
+        return torch.cuda.max_memory_allocated(self.device) - before + PROMPT_LOGITS_BYTES
+
+    def _new_runner(self, limits: PlanLimits, num_blocks: int) -> Runner:
+        kv_cache = KVCache.allocate(
+            config=self.config,
+            tensor_parallel=self.tensor_parallel,
+            num_blocks=num_blocks,
+            block_size=limits.block_size,
+            dtype=self.dtype,
+            device=self.device,
+        )
+        return Runner(
+            self.model,
+            kv_cache=kv_cache,
+            tensor_parallel=self.tensor_parallel,
+            limits=replace(limits, num_blocks=num_blocks),
+            device=self.device,
+        )
+
+
+def _run_dummy_step(runner: Runner, *, num_tokens: int) -> None:
+    """One step of `num_tokens` tokens over as many sequences as there may be; leaves no sequence behind."""
+    limits = runner.limits
+    num_sequences = min(limits.max_batch_size, num_tokens)
+    sampling = SamplingParameters(do_sample=True, top_p=0.9)
+    new_sequences, rows, first_block = [], [], 0
+    for n in range(num_sequences):
+        # The tokens are shared out evenly; the first sequences take one more of what is left over.
+        length = min(num_tokens // num_sequences + (n < num_tokens % num_sequences), limits.max_total_tokens)
+        blocks = tuple(range(first_block, first_block + -(-length // limits.block_size)))
+        first_block += len(blocks)
+        if first_block > limits.num_blocks:
+            break
+        new_sequences.append(NewSequence(sequence_id=n, token_ids=(0,) * length, prompt_len=length, sampling=sampling))
+        rows.append(Row(sequence_id=n, num_scheduled_tokens=length, new_block_ids=blocks))
+    runner.step(StepPlan(step_id=0, new_sequences=tuple(new_sequences), rows=tuple(rows)))
+    runner.forget_all()
+
+
+def _choose_device(options: ShardOptions) -> torch.device:
+    if options.device == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        if options.device == "cuda":
+            raise ValueError("device is cuda, but no CUDA device can be used")
+        return torch.device("cpu")
+    if options.rank >= torch.cuda.device_count():
+        raise ValueError(f"rank {options.rank} has no device: {torch.cuda.device_count()} CUDA devices are visible")
+    return torch.device("cuda", options.rank)
+
+
+def _choose_dtype(options: ShardOptions, config: ModelConfig, device: torch.device) -> torch.dtype:
+    if options.dtype != "auto":
+        return DTYPES[options.dtype]
+    return torch.float32 if device.type == "cpu" else DTYPES[config.torch_dtype]
+
+
+def _join_ranks(options: ShardOptions, device: torch.device) -> TensorParallel:
+    if options.world_size == 1:
+        return TensorParallel.single()
+    if options.rendezvous_dir is None:
+        raise ValueError(f"{options.world_size} ranks need a rendezvous folder to find each other")
+    return TensorParallel.init(
+        rank=options.rank,
+        world_size=options.world_size,
+        rendezvous=options.rendezvous_dir / RENDEZVOUS_FILE,
+        device=device,
+    )

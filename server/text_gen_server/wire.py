@@ -1,0 +1,67 @@
+"""Translates between the messages of `proto/shard.proto` and the plain data of `plan.py`. Checks nothing, decides nothing."""
+
+from text_gen_server.pb import shard_pb2 as pb
+from text_gen_server.plan import NewSequence, Row, RowError, RowResult, SampledToken, SamplingParameters, StepPlan, StepResult
+
+
+def plan_from_message(message: pb.StepPlan) -> StepPlan:
+    return StepPlan(
+        step_id=message.step_id,
+        forget=tuple(message.forget),
+        new_sequences=tuple(_new_sequence(new) for new in message.new_sequences),
+        rows=tuple(
+            Row(
+                sequence_id=row.sequence_id,
+                num_scheduled_tokens=row.num_scheduled_tokens,
+                new_block_ids=tuple(row.new_block_ids),
+            )
+            for row in message.rows
+        ),
+    )
+
+
+def message_from_result(result: StepResult, compute_us: int) -> pb.StepResult:
+    rows = [_row_result(row) for row in result.rows]
+    return pb.StepResult(step_id=result.step_id, rows=rows, compute_us=compute_us)
+
+
+def _new_sequence(message: pb.NewSequence) -> NewSequence:
+    return NewSequence(
+        sequence_id=message.sequence_id,
+        token_ids=tuple(message.token_ids),
+        prompt_len=message.prompt_len,
+        num_computed_tokens=message.num_computed_tokens,
+        sampling=_sampling_parameters(message.sampling),
+    )
+
+
+def _sampling_parameters(message: pb.SamplingParameters) -> SamplingParameters:
+    return SamplingParameters(
+        do_sample=message.do_sample,
+        temperature=message.temperature,
+        top_k=message.top_k,
+        top_p=message.top_p,
+        typical_p=message.typical_p,
+        min_p=message.min_p,
+        seed=message.seed,
+        repetition_penalty=message.repetition_penalty,
+        frequency_penalty=message.frequency_penalty,
+        presence_penalty=message.presence_penalty,
+        logit_bias=tuple((entry.token_id, entry.bias) for entry in message.logit_bias),
+        min_new_tokens=message.min_new_tokens,
+        end_token_ids=tuple(message.end_token_ids),
+        num_top_tokens=message.num_top_tokens,
+        prompt_logprobs=message.prompt_logprobs,
+    )
+
+
+def _row_result(row: RowResult) -> pb.RowResult:
+    message = pb.RowResult(sequence_id=row.sequence_id, prompt_logprobs=row.prompt_logprobs)
+    if isinstance(row.outcome, SampledToken):
+        message.token.token_id = row.outcome.token_id
+        message.token.logprob = row.outcome.logprob
+        for token_id, logprob in row.outcome.top_tokens:
+            message.token.top_tokens.add(token_id=token_id, logprob=logprob)
+    elif row.outcome is RowError.NUMERICAL:
+        message.error = pb.RowError.ROW_ERROR_NUMERICAL
+    return message
