@@ -18,25 +18,34 @@ pub const ARGV: &str = "TEXT_GEN_TEST_ARGV";
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// What every script begins with. `tell` reports an event; `live` waits for the end of the life line or for SIGTERM.
+/// A second pipe, which every script holds open for reading and writing, tells the router which shards are alive.
 const PRELUDE: &str = r#"#!/bin/sh
-exec 9>"$EVENTS" 3<&0
+exec 9>"$EVENTS" 8<>"$EVENTS.alive" 3<&0
 tell() { echo "$*" >&9; }
 log() { echo "{\"timestamp\":\"T\",\"level\":\"$1\",\"fields\":{\"message\":\"$2\"$3},\"target\":\"$me\"}"; }
 live() {
   { while read -r line; do tell "$me reads $line"; on_line "$line"; done; tell "$me reads the end"; kill -KILL $$; } <&3 &
   trap 'tell "$me gets SIGTERM"; on_term' TERM
+  alive
   while :; do wait; done
 }
+alive() { :; }
 on_line() { :; }
 on_term() { exit 0; }
 "#;
 
-/// A router that is ready as soon as it knows the model.
+/// A router that is ready when every shard is alive.
 pub const ROUTER: &str = r#"
 me=router
 tell "router starts"
 log INFO "listening" ',"event":"listening","port":1'
-on_line() { case "$1" in "phase loading weights") log INFO "serving" ',"event":"ready"' ;; esac; }
+count_shards() { num_shards=0; for word; do [ "$word" = --shard-socket ] && num_shards=$((num_shards+1)); done; }
+count_shards "$@"
+on_line() {
+  [ "$1" = "phase loading weights" ] || return
+  while [ $num_shards -gt 0 ]; do read -r _ <&8; num_shards=$((num_shards-1)); done
+  log INFO "serving" ',"event":"ready"'
+}
 live
 "#;
 
@@ -47,6 +56,7 @@ serve) me="shard $7" ;;
 *) me="$1" ;;
 esac
 tell "$me starts"
+alive() { echo "$me" >&8; }
 case "$1" in
 serve) live ;;
 *) echo '{"model_dir":"/models/found","model_id":"any","revision":"abc123"}' ;;
@@ -64,6 +74,8 @@ impl Stage {
         let dir = tempfile::tempdir().expect("a directory for the test");
         let pipe = dir.path().join("events");
         mknodat(CWD, &pipe, FileType::Fifo, Mode::RWXU, 0).expect("a pipe with a name");
+        let alive = dir.path().join("events.alive");
+        mknodat(CWD, &alive, FileType::Fifo, Mode::RWXU, 0).expect("a pipe with a name");
         fs::create_dir(dir.path().join("tmp")).expect("a directory for sockets");
         let events = Lines::read("event", move || File::open(pipe).expect("the pipe opens"));
         Self { dir, events }.router(ROUTER).server(SERVER)
