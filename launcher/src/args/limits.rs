@@ -1,0 +1,64 @@
+//! Flags that limit what a request, and all requests together, may take.
+
+use clap::builder::BoolishValueParser;
+
+/// As typed; see `config`.
+#[derive(clap::Args, Debug)]
+#[command(next_help_heading = "Limits")]
+pub struct LimitArgs {
+    /// Requests in the server at once; more are refused with 429
+    #[arg(long, env, default_value = "128")]
+    pub max_concurrent_requests: String,
+
+    /// Largest `best_of` and `n` of a request
+    #[arg(long, env, default_value = "2")]
+    pub max_best_of: String,
+
+    /// Stop sequences of a request
+    #[arg(long, env, default_value = "4")]
+    pub max_stop_sequences: String,
+
+    /// Largest `top_n_tokens` of a request
+    #[arg(long, env, default_value = "5")]
+    pub max_top_n_tokens: String,
+
+    /// Longest prompt, in tokens [default: --max-total-tokens - 1]
+    #[arg(long, env)]
+    pub max_input_tokens: Option<String>,
+
+    /// Old name of --max-input-tokens
+    #[arg(long, env)]
+    pub max_input_length: Option<String>,
+
+    /// Longest prompt with its answer, in tokens [default: what the model allows, at most 4096]
+    #[arg(long, env)]
+    pub max_total_tokens: Option<String>,
+
+    /// Prompt tokens computed in one step [default: --max-input-tokens + 50]
+    #[arg(long, env)]
+    pub max_batch_prefill_tokens: Option<String>,
+
+    /// Tokens of all running sequences [default: what fits into the free memory of the device]
+    #[arg(long, env)]
+    pub max_batch_total_tokens: Option<String>,
+
+    /// Sequences in one step
+    #[arg(long, env)]
+    pub max_batch_size: Option<String>,
+
+    /// Inputs in one request
+    #[arg(long, env, default_value = "4")]
+    pub max_client_batch_size: String,
+
+    /// Threads that tokenize and check requests
+    #[arg(long, env, default_value = "2")]
+    pub validation_workers: String,
+
+    /// Let requests ask for the log-probabilities of their prompt
+    #[arg(long, env, value_parser = BoolishValueParser::new())]
+    pub enable_prefill_logprobs: bool,
+
+    /// Refuse requests that constrain their answer by a grammar
+    #[arg(long, env, value_parser = BoolishValueParser::new())]
+    pub disable_grammar_support: bool,
+}

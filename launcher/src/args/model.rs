@@ -1,0 +1,40 @@
+//! Flags about the model: which one, from where, in which precision.
+
+/// As typed; see `config`.
+#[derive(clap::Args, Debug)]
+#[command(next_help_heading = "Model")]
+pub struct ModelArgs {
+    /// Name of a model on the Hugging Face hub, or a local directory in the format of `save_pretrained`
+    ///
+    /// Without it a small built-in demo model is served.
+    #[arg(long, env)]
+    pub model_id: Option<String>,
+
+    /// Commit, branch or tag of the model on the hub
+    #[arg(long, env)]
+    pub revision: Option<String>,
+
+    /// Directory of the hub cache
+    #[arg(long, env)]
+    pub huggingface_hub_cache: Option<String>,
+
+    /// Directory that holds the model's files; without a config.json in it, directory of the hub cache
+    #[arg(long, env)]
+    pub weights_cache_override: Option<String>,
+
+    /// Token for the hub, where HF_TOKEN is not set
+    #[arg(long, env, hide = true, hide_env_values = true)]
+    pub hf_api_token: Option<String>,
+
+    /// Precision of the computation: auto (the model's own), float16, bfloat16, float32
+    #[arg(long, env)]
+    pub dtype: Option<String>,
+
+    /// Scaling of rotary positions: linear, dynamic. Goes together with --rope-factor
+    #[arg(long, env)]
+    pub rope_scaling: Option<String>,
+
+    /// Factor of the scaling of rotary positions; without --rope-scaling the scaling is linear
+    #[arg(long, env)]
+    pub rope_factor: Option<String>,
+}

@@ -1,0 +1,75 @@
+//! Collects what is wrong, so that the user sees all of it at once. An error is one line: what is wrong, and what to do.
+
+use std::ops::RangeInclusive;
+
+#[derive(Debug, Default)]
+pub(super) struct Check {
+    pub(super) errors: Vec<String>,
+    pub(super) warnings: Vec<String>,
+}
+
+impl Check {
+    /// A whole number in `range`; None and an error if it is not.
+    pub(super) fn number(
+        &mut self,
+        flag: &str,
+        text: &str,
+        range: RangeInclusive<u64>,
+    ) -> Option<u64> {
+        let number = text
+            .trim()
+            .parse()
+            .ok()
+            .filter(|number| range.contains(number));
+        if number.is_none() {
+            let (low, high) = (range.start(), range.end());
+            self.errors.push(format!(
+                "{flag} '{text}': give a whole number from {low} to {high}"
+            ));
+        }
+        number
+    }
+
+    /// A number above 0 and at most `max`.
+    pub(super) fn positive(&mut self, flag: &str, text: &str, max: f64) -> Option<f64> {
+        let number = text
+            .trim()
+            .parse()
+            .ok()
+            .filter(|number: &f64| *number > 0.0 && *number <= max);
+        if number.is_none() {
+            let limit = if max == f64::MAX {
+                String::new()
+            } else {
+                format!(" and at most {max}")
+            };
+            self.errors
+                .push(format!("{flag} '{text}': give a number above 0{limit}"));
+        }
+        number
+    }
+
+    pub(super) fn one_of(&mut self, flag: &str, text: &str, choices: &[&str]) -> bool {
+        let known = choices.contains(&text);
+        if !known {
+            self.errors.push(format!(
+                "{flag} '{text}': give one of {}",
+                choices.join(", ")
+            ));
+        }
+        known
+    }
+
+    /// true, false and what people write for them in the environment.
+    pub(super) fn boolean(&mut self, flag: &str, text: &str) -> Option<bool> {
+        match text.to_ascii_lowercase().as_str() {
+            "true" | "1" | "yes" | "on" => Some(true),
+            "false" | "0" | "no" | "off" => Some(false),
+            _ => {
+                self.errors
+                    .push(format!("{flag} '{text}': give true or false"));
+                None
+            }
+        }
+    }
+}
