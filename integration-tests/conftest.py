@@ -12,7 +12,7 @@ from serving import Server, serve
 def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny seeded Llama with tokenizer and chat template."""
     folder = tmp_path_factory.mktemp("llama")
-    tiny_models.write_model(folder, "llama")
+    tiny_models.write_servable_model(folder, "llama", max_position_embeddings=2048)
     return folder
 
 

@@ -94,7 +94,7 @@ def references(tmp_path_factory: pytest.TempPathFactory) -> Any:
     @cache
     def reference(family: str, config: str) -> Reference:
         folder = tmp_path_factory.mktemp(f"{family}-{config}")
-        tiny_models.write_model(folder, family, **CONFIGS[family][config])
+        tiny_models.write_servable_model(folder, family, **CONFIGS[family][config])
         return Reference(folder, generate_with_transformers(folder))
 
     return reference
