@@ -116,6 +116,21 @@ def test_a_rope_factor_alone_scales_linearly_and_extends_the_model(tmp_path: Pat
     assert config.max_model_len == 320
 
 
+def test_qwen_slides_from_max_window_layers_on(tmp_path: Path) -> None:
+    changes = {"model_type": "qwen2", "architectures": "absent", "num_hidden_layers": 3, "sliding_window": 9}
+    for first, windows in ((0, (9, 9, 9)), (1, (None, 9, 9)), (3, (None, None, None))):
+        folder = write_config(tmp_path, **changes, use_sliding_window=True, max_window_layers=first)
+        assert load_model_config(folder).sliding_windows == windows
+    folder = write_config(tmp_path, **changes, use_sliding_window=False, max_window_layers=0)
+    assert load_model_config(folder).sliding_windows == (None, None, None)
+
+
+def test_rope_scaling_comes_before_rope_parameters(tmp_path: Path) -> None:
+    rope = {"rope_scaling": {"type": "linear", "factor": 3.0}, "rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}
+    folder = write_config(tmp_path, **rope)
+    assert load_model_config(folder).rope.kind == AutoConfig.from_pretrained(folder).rope_parameters["rope_type"] == "linear"
+
+
 def test_end_tokens_come_from_both_files(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 2]}')
     assert load_model_config(write_config(tmp_path, eos_token_id=5)).eos_token_ids == (2, 5, 7)

@@ -43,6 +43,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "rope_parameters": {
                 **YARN,
+                "original_max_position_embeddings": 256,
                 "rope_theta": 5000.0,
                 "beta_fast": 16,
                 "beta_slow": 2,
