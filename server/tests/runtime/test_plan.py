@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runtime.fakes import VOCABULARY, FakeRouter, fake_runner
 from text_gen_server.plan import NewSequence, Row, SamplingParameters, StepPlan
+
+from runtime.fakes import VOCABULARY, FakeRouter, fake_runner
 
 PROMPT = (5, 6, 7)
 

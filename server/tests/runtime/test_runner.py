@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from runtime.fakes import POISON, FakeModel, FakeRouter, fake_runner, generate, hash_of, token_of
 from text_gen_server.plan import RowError, SampledToken, SamplingParameters, StepPlan
 from text_gen_server.runner import Runner
+
+from runtime.fakes import POISON, FakeModel, FakeRouter, fake_runner, generate, hash_of, token_of
 
 GREEDY = SamplingParameters()
 SAMPLED = SamplingParameters(do_sample=True, temperature=1.5, seed=7)
@@ -199,7 +200,7 @@ def test_a_rank_other_than_0_takes_the_broadcast_tokens_and_answers_without_rows
             tensor.fill_(42)
 
     class NoLogits(FakeModel):
-        def logits(self, hidden: torch.Tensor) -> None:  # type: ignore[override]
+        def logits(self, hidden: torch.Tensor) -> None:  # type: ignore[override]  # noqa: ARG002
             return None
 
     runner = fake_runner(demo_folder, tensor_parallel=SecondRank())  # type: ignore[arg-type]

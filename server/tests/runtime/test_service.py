@@ -1,7 +1,6 @@
 """A shard over a real unix socket: the protocol of `shard.proto`, its refusals, and its ends."""
 
 import json
-import os
 import queue
 import signal
 import stat
@@ -127,7 +126,7 @@ def test_info_says_what_was_loaded(shard: Shard) -> None:
 
 
 def test_the_socket_is_for_its_user_only(shard: Shard) -> None:
-    assert stat.S_IMODE(os.stat(shard.socket).st_mode) & 0o077 == 0
+    assert stat.S_IMODE(shard.socket.stat().st_mode) & 0o077 == 0
 
 
 def test_prepare_again_gives_the_same_and_with_other_limits_is_refused(shard: Shard) -> None:
@@ -170,8 +169,8 @@ def test_prompt_logprobs_and_top_tokens_cross_the_wire(shard: Shard) -> None:
     stream.send(row(1, 2))
     [last] = stream.receive().rows
     assert len(last.prompt_logprobs) == 1
-    assert [top.token_id for top in last.token.top_tokens][0] == last.token.token_id
-    assert [top.logprob for top in last.token.top_tokens][0] == pytest.approx(last.token.logprob)
+    assert last.token.top_tokens[0].token_id == last.token.token_id
+    assert last.token.top_tokens[0].logprob == pytest.approx(last.token.logprob)
     stream.end()
 
 
