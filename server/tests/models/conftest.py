@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from text_gen_server.config import ModelConfig, load_model_config
 from tiny_models import write_model
 
 
@@ -27,3 +28,8 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
         return written[key]
 
     return folder
+
+
+@pytest.fixture
+def llama_config(model_folder: Callable[..., Path]) -> ModelConfig:
+    return load_model_config(model_folder("llama"))

@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
-
 from text_gen_server.attention.choose import choose_attention
 from text_gen_server.attention.metadata import AttentionMetadata
 from text_gen_server.config import ModelConfig, load_model_config
@@ -14,6 +12,7 @@ from text_gen_server.distributed import TensorParallel
 from text_gen_server.kv_cache import KVCache
 from text_gen_server.models.causal_lm import CausalLM
 from text_gen_server.models.loader import load_model
+from torch import Tensor
 
 CPU = torch.device("cpu")
 
@@ -86,11 +85,15 @@ class Driver:
 
     def run(self, tokens: list[int], chunk: int | None = None) -> Tensor:
         """All tokens of one sequence in chunks -> logits [len(tokens), V]"""
+        return torch.cat(self.compute(tokens, chunk).logits)
+
+    def compute(self, tokens: list[int], chunk: int | None = None) -> Sequence:
+        """As `run`, on a rank that may have no logits."""
         sequence = Sequence(list(tokens))
         while sequence.num_computed < len(tokens):
             self.step([(sequence, min(chunk or len(tokens), len(tokens) - sequence.num_computed))])
         self.release(sequence)
-        return torch.cat(sequence.logits)
+        return sequence
 
     def release(self, sequence: Sequence) -> None:
         self.free_blocks = sequence.block_ids + self.free_blocks

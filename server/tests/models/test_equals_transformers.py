@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from models.driver import Driver, Sequence, load
 from torch import Tensor
 from transformers import AutoModelForCausalLM
+
+from models.driver import Driver, Sequence, load
 
 PROMPT = [(7 * i * i + 3 * i + 11) % 2048 for i in range(41)]
 
@@ -42,6 +43,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "rope_parameters": {
                 **YARN,
+                "original_max_position_embeddings": 256,
                 "rope_theta": 5000.0,
                 "beta_fast": 16,
                 "beta_slow": 2,

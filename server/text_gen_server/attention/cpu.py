@@ -39,6 +39,8 @@ class _DecodeGroup:
     rows: Tensor | None  # [G] int64, indices of the rows; None = all decode rows in order
     kv_lens: Tensor  # [G, 1, 1, 1] int32
     block_ids: Tensor  # [G * blocks of the longest] int32
+    key: Tensor  # [G * blocks of the longest, BS, KH, D], every layer gathers into the same memory
+    value: Tensor  # as key
     masks: dict[int | None, Tensor] = field(default_factory=dict)  # sliding window -> [G, 1, 1, L], 0 or -inf
 
 
@@ -59,7 +61,7 @@ class PreparedCpu:
         self.kv_cache = kv_cache
         self.num_decodes = metadata.num_decodes
         self.num_tokens = sum(metadata.query_lens_host)
-        self.decode_groups = _group_decodes(metadata, kv_cache.block_size)
+        self.decode_groups = _group_decodes(metadata, kv_cache)
         self.prefills = _list_prefills(metadata, kv_cache.block_size)
         self.prefill_masks: dict[tuple[int, int, int, int | None], Tensor] = {}
         self.num_kept_mask_elements = 0
@@ -82,11 +84,11 @@ class PreparedCpu:
 
     def _decode(self, group: _DecodeGroup, layer: int, query: Tensor, sliding_window: int | None) -> Tensor:
         """query: [G, H, D] -> [G, H, D]"""
-        num_rows = query.shape[0]
+        torch.index_select(self.kv_cache.keys[layer], 0, group.block_ids, out=group.key)
+        torch.index_select(self.kv_cache.values[layer], 0, group.block_ids, out=group.value)
         key, value = (
-            blocks[layer].index_select(0, group.block_ids).view(num_rows, -1, *blocks[layer].shape[2:]).transpose(1, 2)
-            for blocks in (self.kv_cache.keys, self.kv_cache.values)
-        )
+            gathered.view(query.shape[0], -1, *gathered.shape[2:]).transpose(1, 2) for gathered in (group.key, group.value)
+        )  # [G, KH, L, D]
         mask = group.masks.get(sliding_window)
         if mask is None:
             mask = group.masks[sliding_window] = _decode_mask(group.kv_lens, key, sliding_window)
@@ -131,8 +133,9 @@ class PreparedCpu:
         return mask
 
 
-def _group_decodes(metadata: AttentionMetadata, block_size: int) -> list[_DecodeGroup]:
+def _group_decodes(metadata: AttentionMetadata, kv_cache: KVCache) -> list[_DecodeGroup]:
     """Rows in one group differ by less than a factor of two in length, so that padding wastes less than half."""
+    block_size = kv_cache.block_size
     rows_by_size: dict[int, list[int]] = {}
     for row, kv_len in enumerate(metadata.kv_lens_host[: metadata.num_decodes]):
         rows_by_size.setdefault(max(kv_len, SMALL_KV_LEN).bit_length(), []).append(row)
@@ -147,7 +150,9 @@ def _group_decodes(metadata: AttentionMetadata, block_size: int) -> list[_Decode
             # The padding of the tables names block 0, which may be another's; a row must read nothing but its own.
             block_start = torch.arange(0, num_blocks * block_size, block_size, device=kv_lens.device)
             block_tables = block_tables.where(block_start < kv_lens.view(-1, 1), block_tables[:, :1])
-        groups.append(_DecodeGroup(indices, kv_lens, block_tables.reshape(-1)))
+        block_ids = block_tables.reshape(-1)
+        key, value = (blocks[0].new_empty(len(block_ids), *blocks[0].shape[1:]) for blocks in (kv_cache.keys, kv_cache.values))
+        groups.append(_DecodeGroup(indices, kv_lens, block_ids, key, value))
     return groups
 
 
