@@ -70,11 +70,11 @@ fn run(config: &Config, log: LogConfig) -> anyhow::Result<u8> {
         (false, false) => Style::Text,
     };
     let sink = Sink::new(std::io::stdout())?;
-    let logs = Logs::new(sink.clone(), style);
+    let logs = Logs::new(sink.clone(), style, log.level);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let outcome = tracing::dispatcher::with_default(&logs.dispatch(log), || {
+    let outcome = tracing::dispatcher::with_default(&logs.dispatch(), || {
         runtime.block_on(serve(config, &logs))
     });
     sink.flush(FLUSH_DEADLINE);

@@ -6,7 +6,6 @@
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -242,15 +241,12 @@ fn warn_if_killed(what: &str, exit: Option<Exit>) {
 
 /// Waits until one of several children has ended; for ever if there are none.
 async fn first_exit<'a>(children: impl Iterator<Item = &'a mut Child>) -> (Source, Exit) {
-    let wait =
-        |child: &'a mut Child| Box::pin(async move { (child.source(), child.exited().await) });
-    let mut waits: Vec<Pin<Box<dyn Future<Output = (Source, Exit)> + 'a>>> = Vec::new();
-    for child in children {
-        waits.push(wait(child));
-    }
+    let mut exits: Vec<_> = children
+        .map(|child| Box::pin(async { (child.source(), child.exited().await) }))
+        .collect();
     poll_fn(|context| {
-        for wait in &mut waits {
-            if let Poll::Ready(ended) = wait.as_mut().poll(context) {
+        for exit in &mut exits {
+            if let Poll::Ready(ended) = exit.as_mut().poll(context) {
                 return Poll::Ready(ended);
             }
         }

@@ -30,21 +30,17 @@ impl Check {
         number
     }
 
-    /// A number above 0 and at most `max`.
-    pub(super) fn positive(&mut self, flag: &str, text: &str, max: f64) -> Option<f64> {
-        let number = text
-            .trim()
-            .parse()
-            .ok()
-            .filter(|number: &f64| *number > 0.0 && *number <= max);
+    /// A number for which `is_right` holds, which `wanted` says in words.
+    pub(super) fn decimal(
+        &mut self,
+        flag: &str,
+        text: &str,
+        (is_right, wanted): (fn(f64) -> bool, &str),
+    ) -> Option<f64> {
+        let number = text.trim().parse().ok().filter(|number| is_right(*number));
         if number.is_none() {
-            let limit = if max == f64::MAX {
-                String::new()
-            } else {
-                format!(" and at most {max}")
-            };
             self.errors
-                .push(format!("{flag} '{text}': give a number above 0{limit}"));
+                .push(format!("{flag} '{text}': give a number {wanted}"));
         }
         number
     }

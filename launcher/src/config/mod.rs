@@ -5,6 +5,8 @@
 mod check;
 mod http;
 mod limits;
+mod model;
+mod shard_flags;
 mod shards;
 #[cfg(test)]
 mod tests;
@@ -14,8 +16,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::args::{Args, DeviceArgs, ModelArgs, legacy};
+use crate::args::{Args, legacy};
 use check::Check;
+pub use model::ModelSource;
 
 /// What the launcher was told to do. Can only be made by `Config::check`.
 #[derive(Debug)]
@@ -36,18 +39,6 @@ pub struct Config {
     pub twins: Vec<OsString>,
     /// One line each, to be logged once.
     pub warnings: Vec<String>,
-}
-
-/// Where the model comes from.
-#[derive(Debug)]
-pub struct ModelSource {
-    /// None: the demo model.
-    pub model_id: Option<String>,
-    pub revision: Option<String>,
-    pub cache_dir: Option<PathBuf>,
-    /// A directory to take in place of `model_id`, which stays the model's name.
-    pub directory: Option<PathBuf>,
-    pub hub_token: Option<Secret>,
 }
 
 /// How the log is written.
@@ -80,13 +71,6 @@ impl fmt::Debug for Secret {
     }
 }
 
-impl ModelSource {
-    /// The name that clients use.
-    pub fn name(&self) -> &str {
-        self.model_id.as_deref().unwrap_or("demo")
-    }
-}
-
 impl Config {
     /// The configuration, or everything that is wrong with it: one line each, with what to do.
     pub fn check(args: &Args) -> Result<(Self, LogConfig), Vec<String>> {
@@ -97,15 +81,15 @@ impl Config {
             json: flags.output.json_output,
             level: log_level(&flags.output.log_level, &mut check),
         };
-        let level = log.level.as_str().to_lowercase();
+        // The router says in INFO lines how far it is. Lines that nobody wants end in the launcher.
+        let router_level = log.level.max(tracing::Level::INFO).as_str().to_lowercase();
 
         let mut router_flags = Vec::new();
         http::add_flags(args, &mut check, &mut router_flags);
         limits::add_flags(flags, &mut check, &mut router_flags);
-        add(&mut router_flags, "--log-level", &level);
+        add(&mut router_flags, "--log-level", &router_level);
         let mut shard_flags = Vec::new();
-        add_shard_flags((&flags.model, &flags.devices), &mut check, &mut shard_flags);
-        add(&mut shard_flags, "--log-level", &level);
+        shard_flags::add_flags((&flags.model, &flags.devices), &mut check, &mut shard_flags);
 
         let timeout = &flags.http.graceful_termination_timeout;
         let timeout = check
@@ -121,7 +105,7 @@ impl Config {
             &timeout.to_string(),
         );
         let config = Self {
-            model: model_source(&flags.model, &mut check),
+            model: model::model_source(&flags.model, &mut check),
             num_shards: shards::num_shards(&flags.devices, &args.surroundings, &mut check),
             router_flags,
             shard_flags,
@@ -171,82 +155,6 @@ fn log_level(text: &str, check: &mut Check) -> tracing::Level {
         check.warnings.push(warning);
         tracing::Level::INFO
     })
-}
-
-fn add_shard_flags(
-    (model, devices): (&ModelArgs, &DeviceArgs),
-    check: &mut Check,
-    flags: &mut Vec<OsString>,
-) {
-    let dtype = model.dtype.as_deref().unwrap_or("auto");
-    if check.one_of(
-        "--dtype",
-        dtype,
-        &["auto", "float16", "bfloat16", "float32"],
-    ) {
-        add(flags, "--dtype", dtype);
-    }
-    if check.one_of("--device", &devices.device, &["auto", "cpu", "cuda"]) {
-        add(flags, "--device", &devices.device);
-    }
-    if let Some(fraction) =
-        check.positive("--cuda-memory-fraction", &devices.cuda_memory_fraction, 1.0)
-    {
-        add(flags, "--cuda-memory-fraction", &fraction.to_string());
-    }
-    if let Some(attention) = attention(devices, check) {
-        add(flags, "--attention", attention);
-    }
-    let factor = model
-        .rope_factor
-        .as_ref()
-        .and_then(|text| check.positive("--rope-factor", text, f64::MAX));
-    let scaling = model.rope_scaling.as_deref().or(factor.map(|_| "linear"));
-    if let Some(scaling) = scaling
-        && check.one_of("--rope-scaling", scaling, &["linear", "dynamic"])
-    {
-        add(flags, "--rope-scaling", scaling);
-        add(flags, "--rope-factor", &factor.unwrap_or(1.0).to_string());
-    }
-}
-
-fn attention<'a>(devices: &'a DeviceArgs, check: &mut Check) -> Option<&'a str> {
-    let name = devices.attention.as_deref()?;
-    if ["flashinfer", "flashdecoding", "flashdecoding-ipex", "paged"].contains(&name) {
-        check.warnings.push(format!("--attention {name} has no effect: it is an implementation of TGI; the fastest one is used"));
-        return None;
-    }
-    Some(name)
-}
-
-fn model_source(model: &ModelArgs, check: &mut Check) -> ModelSource {
-    let weights = model.weights_cache_override.as_ref().map(PathBuf::from);
-    let holds_a_model = weights
-        .as_ref()
-        .is_some_and(|dir| dir.join("config.json").is_file());
-    let (directory, cache_dir) = if holds_a_model {
-        (weights, None)
-    } else {
-        (None, weights)
-    };
-    for (flag, value) in [
-        ("--model-id", &model.model_id),
-        ("--revision", &model.revision),
-    ] {
-        if value
-            .as_ref()
-            .is_some_and(|value| value.is_empty() || value.chars().any(char::is_control))
-        {
-            check.errors.push(format!("{flag} is empty or holds control characters: give a name or a path, or leave it out"));
-        }
-    }
-    ModelSource {
-        model_id: model.model_id.clone(),
-        revision: model.revision.clone(),
-        cache_dir: cache_dir.or_else(|| model.huggingface_hub_cache.as_ref().map(PathBuf::from)),
-        directory,
-        hub_token: model.hf_api_token.clone().map(Secret),
-    }
 }
 
 fn api_key(args: &Args, check: &mut Check) -> Option<Secret> {

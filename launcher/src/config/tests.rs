@@ -192,6 +192,11 @@ fn a_factor_alone_scales_linearly() {
         Some("1")
     );
     assert_eq!(value(&config("").shard_flags, "--rope-factor"), None);
+    assert_eq!(errors("--rope-factor 0.5 --rope-scaling cubic").len(), 2);
+    assert_eq!(
+        errors("--rope-factor inf --cuda-memory-fraction nan").len(),
+        2
+    );
 }
 
 #[test]

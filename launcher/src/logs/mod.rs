@@ -11,10 +11,9 @@ use std::io;
 
 use serde_json::{Map, Value};
 use tokio::io::AsyncRead;
-use tracing::Dispatch;
+use tracing::{Dispatch, Level};
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::config::LogConfig;
 use lines::Lines;
 pub use render::Style;
 pub use sink::Sink;
@@ -43,11 +42,12 @@ pub enum Stream {
 pub struct Logs {
     sink: Sink,
     style: Style,
+    level: Level,
 }
 
 impl Logs {
-    pub fn new(sink: Sink, style: Style) -> Self {
-        Self { sink, style }
+    pub fn new(sink: Sink, style: Style, level: Level) -> Self {
+        Self { sink, style, level }
     }
 
     /// Forwards a child's stream until it ends, and shows `observe` the fields of every line that has some.
@@ -71,10 +71,10 @@ impl Logs {
     }
 
     /// The subscriber for the launcher's own lines.
-    pub fn dispatch(&self, config: LogConfig) -> Dispatch {
+    pub fn dispatch(&self) -> Dispatch {
         let subscriber = tracing_subscriber::fmt()
             .json()
-            .with_max_level(config.level)
+            .with_max_level(self.level)
             .with_writer(self.clone());
         Dispatch::new(subscriber.finish())
     }
@@ -90,12 +90,22 @@ impl Logs {
         if let Source::Shard { rank } = source {
             add_rank(&mut object, rank);
         }
-        self.sink.write(self.style.render(&object, source));
+        if is_wanted(&object, self.level) {
+            self.sink.write(self.style.render(&object, source));
+        }
         match object.remove("fields") {
             Some(Value::Object(fields)) => Some(fields),
             _ => None,
         }
     }
+}
+
+fn is_wanted(object: &Map<String, Value>, least: Level) -> bool {
+    let level = object.get("level").and_then(Value::as_str);
+    // A line of unknown importance is not kept back.
+    level
+        .and_then(|level| level.parse().ok())
+        .is_none_or(|level: Level| level <= least)
 }
 
 fn add_rank(object: &mut Map<String, Value>, rank: usize) {

@@ -1,10 +1,10 @@
 //! What fails at start or later: the reason is logged, everything goes down, the exit code is not 0, and nothing is left.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::process::Signal;
 
-use crate::stage::{Launcher, ROUTER, SERVER, Stage};
+use crate::stage::{Launcher, ROUTER, SERVER, SOON, Stage};
 
 /// Waits for the launcher to fail by itself; gives the rest of its log.
 fn assert_fails(stage: &mut Stage, launcher: &mut Launcher) -> Vec<String> {
@@ -25,11 +25,7 @@ fn a_port_in_use_ends_it_before_any_model_is_looked_for() {
     let begin = Instant::now();
     let mut launcher = stage.launch(&["--model-id", "org/name"]);
     let (status, log) = launcher.wait();
-    assert!(
-        begin.elapsed() < Duration::from_secs(1),
-        "{:?}",
-        begin.elapsed()
-    );
+    assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
     assert_eq!(status.code(), Some(1));
     assert!(has(&log, "ERROR router: port 3000 is in use"), "{log:#?}");
     assert!(
@@ -103,11 +99,7 @@ fn a_shard_that_dies_takes_the_others_down_at_once_and_the_router_after() {
     let begin = Instant::now();
     kill(&stage, "pid-0");
     let (status, log) = launcher.wait();
-    assert!(
-        begin.elapsed() < Duration::from_secs(1),
-        "{:?}",
-        begin.elapsed()
-    );
+    assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
     assert_eq!(status.code(), Some(1));
     assert!(
         has(&log, "Shard 0 crashed: it was killed by signal 9"),
@@ -156,11 +148,7 @@ fn a_launcher_that_is_killed_leaves_no_process() {
     let begin = Instant::now();
     launcher.signal(Signal::KILL);
     let mut events = stage.wait_for_the_end();
-    assert!(
-        begin.elapsed() < Duration::from_secs(2),
-        "{:?}",
-        begin.elapsed()
-    );
+    assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
     events.retain(|line| line.ends_with("reads the end"));
     events.sort();
     assert_eq!(

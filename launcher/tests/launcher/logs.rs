@@ -2,7 +2,7 @@
 
 use crate::stage::{ROUTER, SERVER, Stage};
 
-const NOISE: &str = "log DEBUG 'loads' ',\"bytes\":17'; echo 'plain to stdout'; echo 'plain to stderr' >&2; printf 'no end' >&2; tell noise\n";
+const NOISE: &str = "log INFO 'loads' ',\"bytes\":17'; echo 'plain to stdout'; echo 'plain to stderr' >&2; printf 'no end' >&2; tell noise\n";
 
 fn noisy() -> Stage {
     Stage::new().server(&SERVER.replace("serve) live ;;", &format!("serve) {NOISE} live ;;")))
@@ -14,7 +14,7 @@ fn lines_of_a_shard_carry_its_rank() {
     let mut launcher = stage.launch(&["--num-shard", "2"]);
     let log = launcher.wait_for_log("Ready: ");
     for rank in 0..2 {
-        let loads = format!("T DEBUG shard {rank}: loads bytes=17 rank={rank}");
+        let loads = format!("T  INFO shard {rank}: loads bytes=17 rank={rank}");
         assert!(log.contains(&loads), "{loads} in {log:#?}");
         let stdout = format!(" INFO text_gen_server: plain to stdout rank={rank}");
         assert!(
@@ -84,4 +84,12 @@ fn a_log_that_nobody_reads_does_not_stop_anything() {
     let _launcher = stage.launch_unread(&[]);
     stage.wait_for("flood is over");
     stage.wait_for("router reads phase loading weights");
+}
+
+#[test]
+fn lines_below_the_wanted_level_are_kept_back_and_the_server_starts_all_the_same() {
+    let stage = noisy();
+    let mut launcher = stage.launch(&["--log-level", "WARN", "--cuda-graphs", "1"]);
+    let log = launcher.wait_for_log("plain to stderr");
+    assert!(log.iter().all(|line| line.contains(" WARN ")), "{log:#?}");
 }

@@ -17,15 +17,19 @@ pub const ARGV: &str = "TEXT_GEN_TEST_ARGV";
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
+/// Longer than anything takes that waits for nothing, also on a busy machine, and shorter than every time of grace.
+pub const SOON: Duration = Duration::from_secs(4);
+
 /// What every script begins with. `tell` reports an event; `live` waits for the end of the life line or for SIGTERM.
 /// A second pipe, which every script holds open for reading and writing, tells the router which shards are alive.
 const PRELUDE: &str = r#"#!/bin/sh
 exec 9>"$EVENTS" 8<>"$EVENTS.alive" 3<&0
+trap '' PIPE # the test may be over
 tell() { echo "$*" >&9; }
 log() { echo "{\"timestamp\":\"T\",\"level\":\"$1\",\"fields\":{\"message\":\"$2\"$3},\"target\":\"$me\"}"; }
 live() {
-  { while read -r line; do tell "$me reads $line"; on_line "$line"; done; tell "$me reads the end"; kill -KILL $$; } <&3 &
   trap 'tell "$me gets SIGTERM"; on_term' TERM
+  { while read -r line; do tell "$me reads $line"; on_line "$line"; done; tell "$me reads the end"; kill -KILL 0; } <&3 &
   alive
   while :; do wait; done
 }
@@ -43,8 +47,8 @@ count_shards() { num_shards=0; for word; do [ "$word" = --shard-socket ] && num_
 count_shards "$@"
 on_line() {
   [ "$1" = "phase loading weights" ] || return
-  while [ $num_shards -gt 0 ]; do read -r _ <&8; num_shards=$((num_shards-1)); done
-  log INFO "serving" ',"event":"ready"'
+  { while [ $num_shards -gt 0 ]; do read -r _ <&8; num_shards=$((num_shards-1)); done
+    log INFO "serving" ',"event":"ready"'; } &
 }
 live
 "#;
@@ -147,6 +151,17 @@ impl Stage {
     /// Waits for this event, and gives all that came before it.
     pub fn wait_for(&mut self, event: &str) -> Vec<String> {
         self.events.wait_for(|line| line == event, event)
+    }
+
+    /// Waits for all of these events, in any order, and gives all that came until then.
+    pub fn wait_for_all(&mut self, events: &[&str]) -> Vec<String> {
+        let mut seen: Vec<String> = Vec::new();
+        for event in events {
+            if !seen.iter().any(|line| line == event) {
+                seen.extend(self.wait_for(event));
+            }
+        }
+        seen
     }
 
     /// Waits until no process is left, and gives the remaining events.

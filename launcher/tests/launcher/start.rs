@@ -10,7 +10,11 @@ fn the_router_comes_first_then_the_model_then_the_shards() {
     let mut stage = Stage::new();
     let mut launcher = stage.launch(&["--model-id", "org/name", "--num-shard", "2"]);
     launcher.wait_until_ready();
-    let events = stage.wait_for("router reads phase loading weights");
+    let events = stage.wait_for_all(&[
+        "router reads phase loading weights",
+        "shard 0 starts",
+        "shard 1 starts",
+    ]);
     let at = |event: &str| {
         events
             .iter()

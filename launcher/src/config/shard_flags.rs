@@ -1,0 +1,61 @@
+//! Checks the flags of the shards and hands them on.
+
+use std::ffi::OsString;
+
+use super::add;
+use super::check::Check;
+use crate::args::{DeviceArgs, ModelArgs};
+
+/// What is right for a number, as code and in words.
+type Rule = (fn(f64) -> bool, &'static str);
+
+const FRACTION: Rule = (|n| n > 0.0 && n <= 1.0, "above 0 and at most 1");
+const FACTOR: Rule = (|n| n >= 1.0 && n.is_finite(), "of at least 1");
+
+pub(super) fn add_flags(
+    (model, devices): (&ModelArgs, &DeviceArgs),
+    check: &mut Check,
+    flags: &mut Vec<OsString>,
+) {
+    let dtype = model.dtype.as_deref().unwrap_or("auto");
+    if check.one_of(
+        "--dtype",
+        dtype,
+        &["auto", "float16", "bfloat16", "float32"],
+    ) {
+        add(flags, "--dtype", dtype);
+    }
+    if check.one_of("--device", &devices.device, &["auto", "cpu", "cuda"]) {
+        add(flags, "--device", &devices.device);
+    }
+    if let Some(fraction) = check.decimal(
+        "--cuda-memory-fraction",
+        &devices.cuda_memory_fraction,
+        FRACTION,
+    ) {
+        add(flags, "--cuda-memory-fraction", &fraction.to_string());
+    }
+    if let Some(attention) = attention(devices, check) {
+        add(flags, "--attention", attention);
+    }
+    let factor = model
+        .rope_factor
+        .as_ref()
+        .and_then(|text| check.decimal("--rope-factor", text, FACTOR));
+    let scaling = model.rope_scaling.as_deref().or(factor.map(|_| "linear"));
+    if let Some(scaling) = scaling
+        && check.one_of("--rope-scaling", scaling, &["linear", "dynamic"])
+    {
+        add(flags, "--rope-scaling", scaling);
+        add(flags, "--rope-factor", &factor.unwrap_or(1.0).to_string());
+    }
+}
+
+fn attention<'a>(devices: &'a DeviceArgs, check: &mut Check) -> Option<&'a str> {
+    let name = devices.attention.as_deref()?;
+    if ["flashinfer", "flashdecoding", "flashdecoding-ipex", "paged"].contains(&name) {
+        check.warnings.push(format!("--attention {name} has no effect: it is an implementation of TGI; the fastest one is used"));
+        return None;
+    }
+    Some(name)
+}
