@@ -220,6 +220,12 @@ fn check_caches(caches: &[KvCache]) -> Result<KvCache, ShardError> {
             first.num_blocks, first.block_size
         )));
     }
+    if first.num_blocks.checked_mul(first.block_size).is_none() {
+        return Err(ShardError::Mismatch(format!(
+            "{} KV blocks of {} tokens are more than a table can name",
+            first.num_blocks, first.block_size
+        )));
+    }
     let shape = |cache: &KvCache| (cache.num_blocks, cache.block_size);
     match caches
         .iter()
