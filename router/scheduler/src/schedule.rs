@@ -1,0 +1,211 @@
+//! `schedule`: what the next step computes, within the budgets and the blocks.
+
+use crate::plan::{BlockId, NewSequence, Row, SequenceId, StepPlan};
+use crate::sequence::Sequence;
+use crate::{Scheduler, SchedulerConfig};
+
+/// What `apply` must know of a plan.
+pub(crate) struct IssuedPlan {
+    pub(crate) step_id: u64,
+    pub(crate) rows: Vec<IssuedRow>,
+}
+
+pub(crate) struct IssuedRow {
+    pub(crate) sequence_id: SequenceId,
+    pub(crate) arrival: u64,
+    pub(crate) num_tokens: usize,
+    /// The row leaves no token uncomputed, so it samples one.
+    pub(crate) samples: bool,
+}
+
+/// A plan under construction.
+struct Step {
+    prefill_budget: usize,
+    max_rows: usize,
+    new_sequences: Vec<NewSequence>,
+    decode_rows: Vec<(Row, IssuedRow)>,
+    prefill_rows: Vec<(Row, IssuedRow)>,
+    preempted: bool,
+}
+
+impl Scheduler {
+    /// The next plan, or `None` when there is nothing to compute and nothing to forget. Each plan must be executed after the one
+    /// before it, and answered by one call of `apply`.
+    pub fn schedule(&mut self) -> Option<StepPlan> {
+        let mut step = Step::new(&self.config);
+
+        let mut next_arrival = 0;
+        while let Some((&arrival, &id)) = self.running.range(next_arrival..).next() {
+            next_arrival = arrival + 1;
+            let num_tokens = step.num_tokens_for(&self.sequences[&id]);
+            if num_tokens > 0 && self.make_room(id, num_tokens, &mut step) {
+                self.push_row(id, num_tokens, &mut step);
+            }
+        }
+
+        while step.can_admit()
+            && let Some((_, &id)) = self.waiting.first_key_value()
+            && self.admit(id, &mut step)
+        {
+            let num_tokens = step.num_tokens_for(&self.sequences[&id]);
+            self.push_row(id, num_tokens, &mut step);
+        }
+
+        self.issue(step)
+    }
+
+    /// Preempts the youngest until there are blocks for more tokens of a running sequence. False: it was the youngest itself. Older
+    /// sequences are never touched, so no row of this step is taken back.
+    fn make_room(&mut self, id: SequenceId, num_tokens: usize, step: &mut Step) -> bool {
+        let num_missing = self.num_missing_blocks(&self.sequences[&id], num_tokens);
+        while self.blocks.num_available() < num_missing {
+            let (_, &youngest) = self.running.last_key_value().expect("`id` is running");
+            self.preempt(youngest);
+            step.preempted = true;
+            if youngest == id {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Admits the oldest waiting sequence if there are blocks for all its tokens. One more block must be left over, so that it is
+    /// not preempted right away when an older one grows; but alone it may have them all.
+    fn admit(&mut self, id: SequenceId, step: &mut Step) -> bool {
+        let block_size = self.block_size();
+        let sequence = self.sequences.get_mut(&id).expect("`id` is waiting");
+        if sequence.num_rows_in_flight > 0 {
+            return false;
+        }
+        // The last token is always computed, because the logits that follow it are needed.
+        let reads_cache = self.config.prefix_caching && sequence.read_prefix_cache;
+        let num_reusable = if reads_cache { sequence.len() - 1 } else { 0 };
+        let cached = self
+            .blocks
+            .find_prefix(sequence.cache_salt, &sequence.tokens[..num_reusable]);
+        let num_missing = self.blocks.blocks_for(sequence.len()) - cached.len();
+        let num_taken = num_missing + self.blocks.num_unused(&cached);
+        let num_spare = usize::from(!self.running.is_empty());
+        if self.blocks.num_available() < num_taken + num_spare {
+            return false;
+        }
+
+        for node in &cached {
+            self.blocks.take(node.block_id);
+        }
+        sequence.admit(&cached, block_size);
+        self.waiting.remove(&sequence.arrival);
+        self.running.insert(sequence.arrival, id);
+        step.new_sequences.push(NewSequence {
+            sequence_id: id,
+            token_ids: sequence.tokens.clone(),
+            prompt_len: sequence.prompt_len as u32,
+            num_cached_tokens: (cached.len() * block_size) as u32,
+            sampling: sequence.sampling.clone(),
+        });
+        if reads_cache {
+            self.num_prefix_cache_query_tokens += sequence.len() as u64;
+            self.num_prefix_cache_hit_tokens += (cached.len() * block_size) as u64;
+        }
+        true
+    }
+
+    /// Schedules tokens of a running sequence for which there are blocks.
+    fn push_row(&mut self, id: SequenceId, num_tokens: usize, step: &mut Step) {
+        let num_missing = self.num_missing_blocks(&self.sequences[&id], num_tokens);
+        let sequence = self.sequences.get_mut(&id).expect("`id` is running");
+        let is_decode = sequence.is_decode();
+        let samples = num_tokens == sequence.num_uncomputed_tokens();
+        let residence = sequence.residence.as_mut().expect("`id` is running");
+        residence
+            .block_table
+            .extend((0..num_missing).map(|_| self.blocks.allocate()));
+        let new_block_ids: Vec<BlockId> =
+            residence.block_table[residence.num_sent_blocks..].to_vec();
+        residence.num_sent_blocks = residence.block_table.len();
+        residence.num_computed_tokens += num_tokens;
+        sequence.num_rows_in_flight += 1;
+        sequence.num_unknown_tokens += usize::from(samples);
+
+        let row = Row {
+            sequence_id: id,
+            num_scheduled_tokens: num_tokens as u32,
+            new_block_ids,
+        };
+        let issued = IssuedRow {
+            sequence_id: id,
+            arrival: sequence.arrival,
+            num_tokens,
+            samples,
+        };
+        if is_decode {
+            step.decode_rows.push((row, issued));
+        } else {
+            step.prefill_budget -= num_tokens;
+            step.prefill_rows.push((row, issued));
+        }
+    }
+
+    /// Blocks to add to a running sequence's table before `num_tokens` more are computed.
+    fn num_missing_blocks(&self, sequence: &Sequence, num_tokens: usize) -> usize {
+        let residence = sequence.residence.as_ref().expect("it is running");
+        let num_blocks = self
+            .blocks
+            .blocks_for(residence.num_computed_tokens + num_tokens);
+        num_blocks.saturating_sub(residence.block_table.len())
+    }
+
+    fn issue(&mut self, step: Step) -> Option<StepPlan> {
+        let forget = std::mem::take(&mut self.forget);
+        let (rows, issued_rows): (Vec<Row>, Vec<IssuedRow>) = step
+            .decode_rows
+            .into_iter()
+            .chain(step.prefill_rows)
+            .unzip();
+        if rows.is_empty() && forget.is_empty() {
+            return None;
+        }
+        let step_id = self.next_step_id;
+        self.next_step_id += 1;
+        self.outstanding.push_back(IssuedPlan {
+            step_id,
+            rows: issued_rows,
+        });
+        Some(StepPlan {
+            step_id,
+            forget,
+            new_sequences: step.new_sequences,
+            rows,
+        })
+    }
+}
+
+impl Step {
+    fn new(config: &SchedulerConfig) -> Self {
+        Self {
+            prefill_budget: config.max_batch_prefill_tokens as usize,
+            max_rows: config.max_batch_size as usize,
+            new_sequences: Vec::new(),
+            decode_rows: Vec::new(),
+            prefill_rows: Vec::new(),
+            preempted: false,
+        }
+    }
+
+    /// Tokens of a running sequence that this step computes; 0 when all of them are in flight or the prefill budget is spent.
+    fn num_tokens_for(&self, sequence: &Sequence) -> usize {
+        if sequence.is_decode() {
+            1
+        } else {
+            sequence.num_uncomputed_tokens().min(self.prefill_budget)
+        }
+    }
+
+    /// Whether another sequence may start in this step. While prefill budget is left, each running sequence that has something to
+    /// compute has a row, so `max_batch_size` holds for later steps too. A step that preempted takes nobody in: blocks are
+    /// short, and the first in the queue is the one preempted.
+    fn can_admit(&self) -> bool {
+        let num_rows = self.decode_rows.len() + self.prefill_rows.len();
+        num_rows < self.max_rows && self.prefill_budget > 0 && !self.preempted
+    }
+}
