@@ -44,6 +44,8 @@ struct MethodMetrics {
 pub(super) struct SentPlan {
     sent_at: Instant,
     is_prefill: bool,
+    /// Nothing to compute; not an inference.
+    only_forgets: bool,
 }
 
 impl EngineMetrics {
@@ -82,6 +84,7 @@ impl EngineMetrics {
         SentPlan {
             sent_at: Instant::now(),
             is_prefill,
+            only_forgets: plan.rows.is_empty(),
         }
     }
 
@@ -93,6 +96,11 @@ impl EngineMetrics {
         applied_at: Instant,
     ) {
         let started_at = self.step_start(plan);
+        self.num_steps += 1;
+        self.last_step_at = Some(received_at);
+        if plan.only_forgets {
+            return;
+        }
         let method = self.method(plan.is_prefill);
         let step = received_at.duration_since(started_at);
         method.success.increment(1);
@@ -103,8 +111,6 @@ impl EngineMetrics {
         method.forward.record(compute);
         method.decode.record(applied_at.duration_since(received_at));
         method.filter.record(applied_at.elapsed());
-        self.num_steps += 1;
-        self.last_step_at = Some(received_at);
     }
 
     /// Sets the gauges.

@@ -89,17 +89,17 @@ impl StepLoop {
                 return Ok(());
             }
             select! {
+                // Drops first, so that a sequence that nobody reads has no further row; steps last, so that a fast model
+                // cannot keep newcomers waiting.
                 biased;
                 () = self.shared.dropped.notified() => self.cancel_dropped(),
-                step = self.shards.next_step() => self.apply(step.map_err(lost)?)?,
-                Some(submission) = self.submissions.recv() => self.accept(submission),
                 deadline = &mut stop => {
                     self.submissions.close();
                     drain_until = Some(deadline);
                 }
-                () = sleep_until(drain_until.unwrap_or_else(tokio::time::Instant::now)), if drain_until.is_some() => {
-                    return Ok(());
-                }
+                () = passed(drain_until) => return Ok(()),
+                Some(submission) = self.submissions.recv() => self.accept(submission),
+                step = self.shards.next_step() => self.apply(step.map_err(lost)?)?,
             }
         }
     }
@@ -156,7 +156,7 @@ impl StepLoop {
     }
 
     fn is_idle(&self) -> bool {
-        self.scheduler.is_idle() && self.outstanding.is_empty()
+        self.scheduler.is_idle() && self.outstanding.is_empty() && self.submissions.is_empty()
     }
 
     /// Tells metrics and handles how far the loop is.
@@ -174,6 +174,14 @@ impl StepLoop {
                 .front()
                 .map(|plan| self.metrics.step_start(plan)),
         });
+    }
+}
+
+/// Never, without a deadline.
+async fn passed(deadline: Option<tokio::time::Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
     }
 }
 
