@@ -47,7 +47,7 @@ pub enum ConfigError {
     Invalid(Vec<String>),
 }
 
-/// The flags as typed. Each has an environment twin in capitals.
+/// The flags as typed. Each has an environment twin in capitals, but for `--hostname`.
 #[derive(Debug, Parser)]
 #[command(
     name = "text-gen-router",
@@ -68,7 +68,8 @@ struct Arguments {
     #[arg(long = "shard-socket", env = "SHARD_SOCKET", value_name = "PATH")]
     shard_sockets: Vec<PathBuf>,
     /// Address to listen on
-    #[arg(long, env, default_value = "0.0.0.0")]
+    // No environment twin: HOSTNAME is the machine's name in every container.
+    #[arg(long, default_value = "0.0.0.0")]
     hostname: String,
     /// Port to listen on
     #[arg(long, short, env, default_value_t = 3000)]

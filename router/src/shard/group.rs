@@ -2,6 +2,7 @@
 //! router will rely on. Every wait has a deadline.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::future::try_join_all;
@@ -49,11 +50,10 @@ impl ShardGroup {
         deadline: Instant,
         progress: impl Fn(usize),
     ) -> Result<ShardInfo, ShardError> {
-        let num_loaded = std::cell::Cell::new(0);
+        let num_loaded = AtomicUsize::new(0);
         let infos = self.ranks.iter().map(async |rank| {
             let info = info_of_rank(rank, deadline).await?;
-            num_loaded.set(num_loaded.get() + 1);
-            progress(num_loaded.get());
+            progress(num_loaded.fetch_add(1, Ordering::Relaxed) + 1);
             Ok(info)
         });
         let infos = try_join_all(infos).await?;

@@ -1,7 +1,7 @@
 //! The Prometheus recorder and TGI's histogram buckets. The recorder is installed once the limits are known, because TGI's
 //! buckets of token counts depend on them; until then there is nothing to count and the page is empty.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
@@ -9,10 +9,10 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 /// Between two rounds in which the recorder folds the samples that no scrape has folded.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Renders the metrics page. Cheap to clone.
+/// Renders the metrics page. A process has one, because a process has one recorder. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct MetricsHandle {
-    recorder: Arc<OnceLock<PrometheusHandle>>,
+    recorder: Arc<Mutex<Option<PrometheusHandle>>>,
 }
 
 /// The limits that shape buckets.
@@ -23,18 +23,20 @@ pub struct Buckets {
 }
 
 impl MetricsHandle {
-    /// Installs the process's recorder. Metrics that were made before are lost, so it comes before whoever makes them.
+    /// Installs the process's recorder, the first time. Metrics that were made before are lost, so it comes before whoever makes
+    /// them.
     pub fn install(&self, buckets: Buckets) -> Result<(), BuildError> {
-        let handle = builder(buckets)?.install_recorder()?;
-        let _ = self.recorder.set(handle);
+        let mut recorder = self.recorder.lock().unwrap_or_else(PoisonError::into_inner);
+        if recorder.is_none() {
+            *recorder = Some(builder(buckets)?.install_recorder()?);
+        }
         Ok(())
     }
 
     /// The page in Prometheus' text format.
     pub fn render(&self) -> String {
-        self.recorder
-            .get()
-            .map(PrometheusHandle::render)
+        self.recorder()
+            .map(|recorder| recorder.render())
             .unwrap_or_default()
     }
 
@@ -42,10 +44,15 @@ impl MetricsHandle {
     pub async fn upkeep(self) -> std::convert::Infallible {
         loop {
             tokio::time::sleep(UPKEEP_INTERVAL).await;
-            if let Some(recorder) = self.recorder.get() {
+            if let Some(recorder) = self.recorder() {
                 recorder.run_upkeep();
             }
         }
+    }
+
+    fn recorder(&self) -> Option<PrometheusHandle> {
+        let recorder = self.recorder.lock().unwrap_or_else(PoisonError::into_inner);
+        recorder.clone()
     }
 }
 
