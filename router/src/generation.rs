@@ -1,1 +1,196 @@
-//! The road of one request, straight through: validate, submit, detokenize.
+//! The road of one request, straight through: validate, submit, turn tokens into text. Read this file first.
+//!
+//! Down once, up once: nothing re-enters a stage. Dropping a `GenerationStream` cancels its sequences and gives back its permits;
+//! a sequence whose text ended at a stop string is cancelled the same way.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::stream::{SelectAll, Stream, StreamExt, unfold};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::engine::{EngineError, EngineHandle, TokenEvent, TokenStream};
+use crate::input::{InputError, ValidationError, Validator};
+use crate::output::{SequenceText, TextDelta};
+use crate::tokenizer::{TokenSpan, Tokenizer};
+use crate::types::{Limits, Prompt, Request};
+
+/// Why a request failed, before or while it was answered.
+#[derive(Debug, thiserror::Error)]
+pub enum GenerateError {
+    #[error("Model is overloaded")]
+    Overloaded,
+    #[error("Input validation error: {0}")]
+    Validation(#[from] ValidationError),
+    #[error("Request failed during generation: {0}")]
+    Engine(EngineError),
+    #[error("Incomplete generation")]
+    Incomplete,
+    #[error("Internal error: {0}")]
+    Internal(String),
+}
+
+/// What happens to one sequence of a request, in this order.
+#[derive(Debug)]
+pub enum Progress {
+    Admitted {
+        at: Instant,
+        num_cached_tokens: u32,
+    },
+    /// Of prompt tokens 1.., each given the tokens before it.
+    PromptLogprobs(Vec<f32>),
+    /// The last one has a `finish`.
+    Text(TextDelta),
+}
+
+/// The way in, cheap to clone.
+#[derive(Clone)]
+pub struct Generator {
+    validator: Arc<Validator>,
+    engine: EngineHandle,
+    tokenizer: Arc<Tokenizer>,
+    permits: Arc<Semaphore>,
+}
+
+/// The progress of all sequences of a request, as it happens. It ends after the last text of the last sequence, or with an error.
+pub struct GenerationStream {
+    pub prompt_ids: Arc<[u32]>,
+    pub prompt_chars: usize,
+    pub max_new_tokens: u32,
+    /// By sequence; `None` where nothing is drawn.
+    pub seeds: Vec<Option<u64>>,
+    pub validation_time: Duration,
+    pub submitted_at: Instant,
+    sequences: SelectAll<SequenceStream>,
+    _permits: OwnedSemaphorePermit,
+}
+
+type SequenceStream = Pin<Box<dyn Stream<Item = (usize, Result<Progress, GenerateError>)> + Send>>;
+
+impl Generator {
+    /// `vocab_size` is the model's: every token id that reaches the engine is below it.
+    pub fn new(
+        engine: EngineHandle,
+        tokenizer: Arc<Tokenizer>,
+        limits: Limits,
+        vocab_size: u32,
+    ) -> Self {
+        let permits = limits.max_concurrent_requests.min(Semaphore::MAX_PERMITS);
+        Self {
+            validator: Arc::new(Validator::new(tokenizer.clone(), limits, vocab_size)),
+            engine,
+            tokenizer,
+            permits: Arc::new(Semaphore::new(permits)),
+        }
+    }
+
+    /// Starts a request. Refused at once when as many sequences are running as the server allows.
+    pub async fn generate(&self, request: Request) -> Result<GenerationStream, GenerateError> {
+        let started = Instant::now();
+        let num_sequences = self.validator.num_sequences(&request)?;
+        let permits = self.acquire(num_sequences)?;
+        let valid = self.validator.validate(request).await?;
+        let validation_time = started.elapsed();
+
+        let submitted_at = Instant::now();
+        let mut sequences = SelectAll::new();
+        for idx in 0..valid.num_sequences {
+            let tokens = self.engine.submit(valid.sequence(idx))?;
+            let stop = valid.stop.clone();
+            let tokenizer = self.tokenizer.clone();
+            let text = SequenceText::new(tokenizer, &valid.prompt_ids, stop, valid.keep_stop_text);
+            sequences.push(follow(idx, tokens, text));
+        }
+        Ok(GenerationStream {
+            seeds: (0..valid.num_sequences)
+                .map(|idx| valid.seed(idx))
+                .collect(),
+            prompt_ids: valid.prompt_ids,
+            prompt_chars: valid.prompt_chars,
+            max_new_tokens: valid.max_new_tokens,
+            validation_time,
+            submitted_at,
+            sequences,
+            _permits: permits,
+        })
+    }
+
+    /// The text that is tokenized for a prompt, and its tokens.
+    pub async fn tokenize(
+        &self,
+        prompt: Prompt,
+    ) -> Result<(String, Vec<TokenSpan>), GenerateError> {
+        Ok(self.validator.tokenize(prompt).await?)
+    }
+
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    fn acquire(&self, num_sequences: usize) -> Result<OwnedSemaphorePermit, GenerateError> {
+        let permits = u32::try_from(num_sequences).unwrap_or(u32::MAX);
+        let acquired = self.permits.clone().try_acquire_many_owned(permits);
+        acquired.map_err(|_| GenerateError::Overloaded)
+    }
+}
+
+impl GenerationStream {
+    /// The next progress of any sequence; `None` after the last. An error of one sequence ends the request.
+    pub async fn next(&mut self) -> Option<Result<(usize, Progress), GenerateError>> {
+        match self.sequences.next().await? {
+            (idx, Ok(progress)) => Some(Ok((idx, progress))),
+            (_, Err(error)) => {
+                self.sequences.clear();
+                Some(Err(error))
+            }
+        }
+    }
+}
+
+/// One sequence from its tokens to its text. The token stream is dropped, which cancels the sequence, as soon as the text ends.
+fn follow(idx: usize, tokens: TokenStream, text: SequenceText) -> SequenceStream {
+    let sequence = unfold(Some((tokens, text)), move |running| async move {
+        let (mut tokens, mut text) = running?;
+        let progress = match tokens.next().await {
+            None => return Some(((idx, Err(GenerateError::Incomplete)), None)),
+            Some(TokenEvent::Failed(error)) => return Some(((idx, Err(error.into())), None)),
+            Some(TokenEvent::Admitted {
+                at,
+                num_cached_tokens,
+            }) => Progress::Admitted {
+                at,
+                num_cached_tokens,
+            },
+            Some(TokenEvent::PromptLogprobs(logprobs)) => Progress::PromptLogprobs(logprobs),
+            Some(TokenEvent::Token {
+                token,
+                finish_reason,
+            }) => Progress::Text(text.push(token, finish_reason)),
+        };
+        let ended = matches!(&progress, Progress::Text(delta) if delta.finish.is_some());
+        Some(((idx, Ok(progress)), (!ended).then_some((tokens, text))))
+    });
+    sequence.boxed()
+}
+
+impl From<InputError> for GenerateError {
+    fn from(error: InputError) -> Self {
+        match error {
+            InputError::Invalid(error) => Self::Validation(error),
+            InputError::Panicked => Self::Internal(error.to_string()),
+        }
+    }
+}
+
+impl From<EngineError> for GenerateError {
+    fn from(error: EngineError) -> Self {
+        match error {
+            EngineError::QueueFull => Self::Overloaded,
+            EngineError::TooLong { .. } => {
+                Self::Validation(ValidationError::Invalid(error.to_string()))
+            }
+            other => Self::Engine(other),
+        }
+    }
+}

@@ -1,5 +1,75 @@
 //! Plain types that several modules of the router share. No logic, no JSON, no protobuf.
 
+/// What a client asks for, whatever the route. Nothing is checked yet: numbers are as wide as clients can type them.
+#[derive(Debug)]
+pub struct Request {
+    pub prompt: Prompt,
+    /// The answer is streamed. Some parameters are refused then.
+    pub streamed: bool,
+    /// The text of a stop string that matched stays in the answer.
+    pub keep_stop_text: bool,
+    pub parameters: Parameters,
+}
+
+#[derive(Debug)]
+pub enum Prompt {
+    /// Text as typed; special tokens in it are control, and the tokenizer adds its own (beginning of text).
+    Text(String),
+    TokenIds(Vec<u32>),
+    Chat(Chat),
+}
+
+/// A conversation for the model's chat template.
+#[derive(Debug)]
+pub struct Chat {
+    /// A list of objects with at least `role` and `content`.
+    pub messages: minijinja::Value,
+    /// The text of the final assistant message, which the answer continues.
+    pub continue_final: Option<String>,
+    /// Further variables of the template, by name.
+    pub variables: Vec<(String, minijinja::Value)>,
+}
+
+/// Whether tokens are drawn or the most likely one is taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SamplingMode {
+    /// Draw if a temperature or a filter is given, else take the most likely token.
+    #[default]
+    IfFiltered,
+    Sample,
+    Greedy,
+}
+
+/// As typed by the client; `None` where nothing was given.
+#[derive(Clone, Debug, Default)]
+pub struct Parameters {
+    pub mode: SamplingMode,
+    pub temperature: Option<f64>,
+    pub top_k: Option<i64>,
+    pub top_p: Option<f64>,
+    pub typical_p: Option<f64>,
+    pub min_p: Option<f64>,
+    pub repetition_penalty: Option<f64>,
+    pub frequency_penalty: Option<f64>,
+    pub presence_penalty: Option<f64>,
+    pub logit_bias: Vec<(u64, f64)>,
+    pub seed: Option<u64>,
+    /// Sequences of which the best is answered. TGI's rules apply: it must sample, and without a seed.
+    pub best_of: Option<u64>,
+    /// Sequences that are all answered.
+    pub n: Option<u64>,
+    pub max_new_tokens: Option<u64>,
+    pub min_new_tokens: Option<u64>,
+    pub ignore_eos: bool,
+    pub stop: Vec<String>,
+    pub stop_token_ids: Vec<u64>,
+    /// Keep only that many tokens at the end of the prompt.
+    pub truncate: Option<u64>,
+    pub top_n_tokens: Option<u64>,
+    /// Log-probabilities of the prompt are wanted, if the server gives them.
+    pub prompt_logprobs: bool,
+}
+
 /// The loaded model, as the shards and the model folder describe it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelInfo {

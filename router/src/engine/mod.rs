@@ -3,11 +3,19 @@
 //! The rest of the router talks to it through an `EngineHandle`: `submit` a sequence, read its `TokenStream`. Dropping the stream
 //! cancels the sequence; there is no other way to cancel and no other event path. Text is unknown here.
 
-use std::time::Instant;
+mod step_loop;
+
+mod metrics;
+mod sequences;
+
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use scheduler::plan::SampledToken;
 use scheduler::{FinishReason, SequenceSpec};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc, watch};
+
+pub use step_loop::StepLoop;
 
 /// What happens to one sequence, in this order: `Admitted`, then `PromptLogprobs` if asked for, then tokens, the last of which has
 /// a finish reason. `Failed` can come at any point and is the last event. A closed stream without a last event means the engine died.
@@ -35,6 +43,9 @@ pub enum EngineError {
     QueueFull,
     #[error("a sequence of {tokens} tokens cannot fit in the KV cache of {capacity} tokens")]
     TooLong { tokens: usize, capacity: usize },
+    /// The caller broke the contract of `SequenceSpec`.
+    #[error("the sequence is not valid: {0}")]
+    Invalid(String),
     #[error("the model produced logits that are not finite")]
     Numerical,
     #[error("a shard was lost: {0}")]
@@ -49,17 +60,57 @@ pub(crate) struct Submission {
     pub(crate) events: mpsc::Sender<TokenEvent>,
 }
 
+/// How far the engine is. Health is derived from it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Progress {
+    /// Sequences that wait for their first step, or for their next after a preemption.
+    pub num_queued: usize,
+    pub num_running: usize,
+    /// KV blocks in the block tables of running sequences.
+    pub num_used_blocks: usize,
+    /// Steps that all shards have answered.
+    pub num_steps: u64,
+    /// When the shards were last heard of, while they owe an answer: the last answer, or the plan that ended a silence.
+    pub waiting_since: Option<Instant>,
+}
+
+impl Progress {
+    /// How long the shards have owed an answer; 0 while they owe none.
+    pub fn waiting_for(&self) -> Duration {
+        self.waiting_since
+            .map_or(Duration::ZERO, |since| since.elapsed())
+    }
+}
+
+/// What the engine and its handles share besides the submissions.
+#[derive(Default)]
+struct Shared {
+    /// Rung by every stream that is dropped before its last event.
+    dropped: Notify,
+    progress: watch::Sender<Progress>,
+    /// Why the engine ended.
+    end: OnceLock<EngineError>,
+}
+
 /// The way in, cheap to clone.
 #[derive(Clone)]
 pub struct EngineHandle {
     submissions: mpsc::Sender<Submission>,
+    shared: Arc<Shared>,
 }
 
 impl EngineHandle {
     /// The handle, and the engine's end of it, which holds at most `capacity` sequences.
     pub(crate) fn new(capacity: usize) -> (Self, mpsc::Receiver<Submission>) {
         let (submissions, receiver) = mpsc::channel(capacity);
-        (Self { submissions }, receiver)
+        let shared = Arc::default();
+        (
+            Self {
+                submissions,
+                shared,
+            },
+            receiver,
+        )
     }
 
     /// Hands a sequence to the engine without waiting.
@@ -70,20 +121,63 @@ impl EngineHandle {
             .try_send(Submission { spec, events })
             .map_err(|error| match error {
                 mpsc::error::TrySendError::Full(_) => EngineError::QueueFull,
-                mpsc::error::TrySendError::Closed(_) => EngineError::Stopped,
+                mpsc::error::TrySendError::Closed(_) => self.end(),
             })?;
-        Ok(TokenStream { receiver })
+        Ok(TokenStream {
+            receiver,
+            shared: Arc::clone(&self.shared),
+            ended: false,
+        })
+    }
+
+    /// How far the engine is, right now.
+    pub fn progress(&self) -> Progress {
+        *self.shared.progress.borrow()
+    }
+
+    /// Follows `progress`.
+    pub fn watch_progress(&self) -> watch::Receiver<Progress> {
+        self.shared.progress.subscribe()
+    }
+
+    /// Why the engine takes no more sequences; `None` while it does.
+    pub fn stopped(&self) -> Option<EngineError> {
+        self.submissions.is_closed().then(|| self.end())
+    }
+
+    fn end(&self) -> EngineError {
+        let end = self.shared.end.get();
+        end.cloned().unwrap_or(EngineError::Stopped)
     }
 }
 
 /// The events of one sequence. Drop it to cancel the sequence.
 pub struct TokenStream {
     receiver: mpsc::Receiver<TokenEvent>,
+    shared: Arc<Shared>,
+    /// The last event was read.
+    ended: bool,
 }
 
 impl TokenStream {
     /// The next event; `None` after the last one.
     pub async fn next(&mut self) -> Option<TokenEvent> {
-        self.receiver.recv().await
+        let event = self.receiver.recv().await;
+        self.ended = match &event {
+            Some(TokenEvent::Token { finish_reason, .. }) => finish_reason.is_some(),
+            Some(TokenEvent::Failed(_)) | None => true,
+            Some(_) => false,
+        };
+        event
+    }
+}
+
+impl Drop for TokenStream {
+    fn drop(&mut self) {
+        if !self.ended {
+            // Closed first, so that the engine finds it closed when it is woken.
+            self.receiver.close();
+            self.shared.dropped.notify_one();
+        }
     }
 }

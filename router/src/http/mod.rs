@@ -1,1 +1,144 @@
-//! .
+//! What clients see: routes, JSON, server-sent events, status codes. JSON bodies, axum and status codes live here and nowhere else;
+//! no route knows tokens' meaning or the engine.
+//!
+//! Each family of routes is one file that turns a JSON body into a `Request`, and the `Step`s of its answer into JSON.
+
+mod answer;
+mod auth;
+mod body;
+mod chat;
+mod completion_stream;
+mod completions;
+mod cors;
+mod errors;
+mod generate;
+mod health;
+mod info;
+pub mod metrics;
+mod openai;
+mod sse;
+mod tokenize;
+
+use std::future::Future;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, FromRequestParts};
+use axum::http::request::Parts;
+use axum::routing::{get, post};
+use axum::serve::ListenerExt;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tower_http::catch_panic::CatchPanicLayer;
+
+use crate::generation::Generator;
+use crate::types::{Limits, ModelInfo};
+use errors::ApiError;
+
+/// Where the server is in its life.
+#[derive(Clone)]
+pub enum Phase {
+    /// With what is being done, for `/health`.
+    Loading(String),
+    Ready(Arc<App>),
+    /// Running streams go on, nothing new is accepted.
+    Stopping,
+}
+
+/// What a loaded model answers with.
+pub struct App {
+    pub generator: Generator,
+    pub info: ModelInfo,
+    pub limits: Limits,
+}
+
+pub struct HttpConfig {
+    /// Empty: no CORS headers at all. "*": any origin.
+    pub cors_allow_origin: Vec<String>,
+    /// Everything but health needs it.
+    pub api_key: Option<String>,
+    pub payload_limit_bytes: usize,
+    pub metrics: PrometheusHandle,
+}
+
+/// Answers clients until `shutdown`, then until the running requests are answered.
+pub async fn serve(
+    listener: TcpListener,
+    config: HttpConfig,
+    phase: watch::Receiver<Phase>,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    let router = router(config, phase).map_err(std::io::Error::other)?;
+    // Without this a token waits for the acknowledgement of the one before.
+    let listener = listener.tap_io(|stream| {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!("cannot set TCP_NODELAY: {error}");
+        }
+    });
+    axum::serve(listener, router)
+        .with_graceful_shutdown(shutdown)
+        .await
+}
+
+#[derive(Clone)]
+struct HttpState {
+    phase: watch::Receiver<Phase>,
+    metrics: PrometheusHandle,
+}
+
+/// All routes. The layers are outermost last: CORS answers preflights before the key is asked for.
+fn router(config: HttpConfig, phase: watch::Receiver<Phase>) -> Result<Router, cors::BadOrigin> {
+    let state = HttpState {
+        phase,
+        metrics: config.metrics,
+    };
+    let mut router = Router::new()
+        .route("/", get(health::ready).post(generate::compat))
+        .route("/generate", post(generate::generate))
+        .route("/generate_stream", post(generate::generate_stream))
+        .route("/v1/chat/completions", post(chat::chat))
+        .route("/v1/completions", post(completions::completions))
+        .route("/tokenize", post(tokenize::tokenize))
+        .route("/chat_tokenize", post(tokenize::chat_tokenize))
+        .route("/health", get(health::ready))
+        .route("/ping", get(health::ready))
+        .route("/readyz", get(health::ready))
+        .route("/livez", get(health::alive))
+        .route("/info", get(info::info))
+        .route("/v1/models", get(info::models))
+        .route("/metrics", get(info::metrics))
+        .layer(DefaultBodyLimit::max(config.payload_limit_bytes))
+        .layer(CatchPanicLayer::custom(errors::panicked));
+    if let Some(key) = config.api_key {
+        router = router.layer(axum::middleware::from_fn_with_state(
+            auth::ApiKey::new(key),
+            auth::require_key,
+        ));
+    }
+    if let Some(cors) = cors::layer(&config.cors_allow_origin)? {
+        router = router.layer(cors);
+    }
+    Ok(router.with_state(state))
+}
+
+/// The loaded model; 503 before and after.
+struct Ready(Arc<App>);
+
+impl FromRequestParts<HttpState> for Ready {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(
+        _parts: &mut Parts,
+        state: &HttpState,
+    ) -> Result<Self, Self::Rejection> {
+        match &*state.phase.borrow() {
+            Phase::Ready(app) => Ok(Self(app.clone())),
+            Phase::Loading(what) => Err(ApiError::loading(what)),
+            Phase::Stopping => Err(ApiError::stopping()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,170 @@
-//! .
+//! From what a client typed to what the engine may run. A `ValidRequest` can only be made here, so nothing unchecked reaches the
+//! engine. Templates and tokenization run on blocking threads, at most `validation_workers` at a time.
+
+pub mod chat_template;
+mod error;
+mod parameters;
+mod prompt;
+mod python;
+
+pub use error::ValidationError;
+
+use std::sync::Arc;
+
+use scheduler::SequenceSpec;
+use scheduler::plan::SamplingParameters;
+use tokio::sync::Semaphore;
+
+use crate::tokenizer::{TokenSpan, Tokenizer};
+use crate::types::{Limits, Prompt, Request};
+use chat_template::ChatTemplates;
+use prompt::Rendered;
+
+/// A request that passed every check.
+#[derive(Debug)]
+pub struct ValidRequest {
+    pub prompt_ids: Arc<[u32]>,
+    /// Characters of the prompt's text; its tokens where it came as tokens.
+    pub prompt_chars: usize,
+    pub num_sequences: usize,
+    pub max_new_tokens: u32,
+    pub stop: Vec<String>,
+    pub keep_stop_text: bool,
+    end_token_ids: Vec<u32>,
+    /// Of the first sequence; the others count its seed up.
+    sampling: SamplingParameters,
+}
+
+impl ValidRequest {
+    /// The seed that sequence uses; `None` if it does not draw.
+    pub fn seed(&self, sequence_idx: usize) -> Option<u64> {
+        let seed = self.sampling.seed.wrapping_add(sequence_idx as u64);
+        self.sampling.do_sample.then_some(seed)
+    }
+
+    pub fn sequence(&self, sequence_idx: usize) -> SequenceSpec {
+        let sampling = SamplingParameters {
+            seed: self.sampling.seed.wrapping_add(sequence_idx as u64),
+            ..self.sampling.clone()
+        };
+        SequenceSpec {
+            prompt: self.prompt_ids.to_vec(),
+            max_new_tokens: self.max_new_tokens,
+            end_token_ids: self.end_token_ids.clone(),
+            cache_salt: 0,
+            read_prefix_cache: !sampling.prompt_logprobs,
+            sampling: Arc::new(sampling),
+        }
+    }
+}
+
+/// Why a request did not become a `ValidRequest`.
+#[derive(Debug, thiserror::Error)]
+pub enum InputError {
+    #[error(transparent)]
+    Invalid(#[from] ValidationError),
+    #[error("validation failed unexpectedly")]
+    Panicked,
+}
+
+pub struct Validator {
+    tokenizer: Arc<Tokenizer>,
+    templates: ChatTemplates,
+    limits: Limits,
+    vocab_size: u32,
+    workers: Arc<Semaphore>,
+}
+
+impl Validator {
+    /// `vocab_size` is the model's: every token id that leaves here is below it.
+    pub fn new(tokenizer: Arc<Tokenizer>, limits: Limits, vocab_size: u32) -> Self {
+        Self {
+            templates: ChatTemplates::new(tokenizer.chat_templates(), tokenizer.special_names()),
+            tokenizer,
+            limits,
+            vocab_size,
+            workers: Arc::new(Semaphore::new(limits.validation_workers.max(1))),
+        }
+    }
+
+    /// How many sequences the request needs. Cheap, and checked before anything else is paid that many times.
+    pub fn num_sequences(&self, request: &Request) -> Result<usize, ValidationError> {
+        parameters::num_sequences(request, &self.limits)
+    }
+
+    pub async fn validate(self: &Arc<Self>, request: Request) -> Result<ValidRequest, InputError> {
+        let validator = self.clone();
+        self.on_worker(move || validator.validate_now(request))
+            .await
+    }
+
+    /// The text that is tokenized for a prompt, and its tokens. No limit but the payload's applies.
+    pub async fn tokenize(
+        self: &Arc<Self>,
+        prompt: Prompt,
+    ) -> Result<(String, Vec<TokenSpan>), InputError> {
+        let validator = self.clone();
+        self.on_worker(move || validator.tokenize_now(prompt)).await
+    }
+
+    async fn on_worker<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, ValidationError> + Send + 'static,
+    ) -> Result<T, InputError> {
+        let permit = self.workers.clone().acquire_owned().await;
+        let result = tokio::task::spawn_blocking(move || {
+            let _held_until_done = permit;
+            work()
+        });
+        match result.await {
+            Ok(result) => Ok(result?),
+            Err(_panic) => Err(InputError::Panicked),
+        }
+    }
+
+    fn validate_now(&self, request: Request) -> Result<ValidRequest, ValidationError> {
+        let limits = &self.limits;
+        let end_token_ids = self.tokenizer.end_token_ids();
+        let mut checked = parameters::check(&request, limits, self.vocab_size, end_token_ids)?;
+        let (prompt_ids, prompt_chars) = match prompt::render(request.prompt, &self.templates)? {
+            Rendered::TokenIds(ids) => {
+                let ids = prompt::check_ids(ids, checked.truncate, self.vocab_size)?;
+                let len = ids.len();
+                (ids, len)
+            }
+            Rendered::Text(text) => {
+                let ids = prompt::tokenize(&text, checked.truncate, &self.tokenizer, limits)?;
+                (ids, text.text.chars().count())
+            }
+        };
+        let max_new_tokens = prompt::check_lengths(prompt_ids.len(), &checked, limits)?;
+        // `check_lengths` saw that it is not above `max_new_tokens`.
+        checked.sampling.min_new_tokens = checked.min_new_tokens as u32;
+        Ok(ValidRequest {
+            prompt_ids: prompt_ids.into(),
+            prompt_chars,
+            num_sequences: checked.num_sequences,
+            max_new_tokens,
+            stop: checked.stop,
+            keep_stop_text: request.keep_stop_text,
+            end_token_ids: checked.end_token_ids,
+            sampling: checked.sampling,
+        })
+    }
+
+    fn tokenize_now(&self, prompt: Prompt) -> Result<(String, Vec<TokenSpan>), ValidationError> {
+        match prompt::render(prompt, &self.templates)? {
+            Rendered::Text(text) => {
+                let spans = self
+                    .tokenizer
+                    .encode_spans(&text.text, text.add_special_tokens)
+                    .map_err(|error| ValidationError::Tokenizer(error.to_string()))?;
+                Ok((text.text, spans))
+            }
+            Rendered::TokenIds(_) => Err(ValidationError::Unsupported("token ids")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

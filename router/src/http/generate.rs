@@ -1,0 +1,426 @@
+//! TGI's own routes: `/generate`, `/generate_stream`, and `/`, which is one or the other. The stop string stays in the text; the end
+//! token has a name in the tokens and none in the text.
+
+use std::collections::VecDeque;
+
+use axum::Json;
+use axum::extract::rejection::JsonRejection;
+use axum::response::sse::Event;
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+
+use super::answer::{self, Collected, CollectedSequence, Step, Usage};
+use super::body::Object;
+use super::errors::ApiError;
+use super::sse::{self, EventWriter};
+use super::{App, Ready, metrics};
+use crate::generation::Progress;
+use crate::input::ValidationError;
+use crate::output::{Finish, TextDelta, Token, TopToken};
+use crate::types::{Parameters, Prompt, Request, SamplingMode};
+
+#[derive(Deserialize)]
+pub struct GenerateBody {
+    inputs: String,
+    parameters: Option<Object<GenerateParameters>>,
+    /// Only `/` looks at it.
+    stream: Option<bool>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub struct GenerateParameters {
+    best_of: Option<u64>,
+    temperature: Option<f64>,
+    repetition_penalty: Option<f64>,
+    frequency_penalty: Option<f64>,
+    presence_penalty: Option<f64>,
+    top_k: Option<i32>,
+    top_p: Option<f64>,
+    typical_p: Option<f64>,
+    min_p: Option<f64>,
+    do_sample: Option<bool>,
+    max_new_tokens: Option<u32>,
+    min_tokens: Option<u32>,
+    ignore_eos: Option<bool>,
+    return_full_text: Option<bool>,
+    stop: Option<Vec<String>>,
+    stop_token_ids: Option<Vec<u64>>,
+    truncate: Option<usize>,
+    watermark: Option<bool>,
+    details: Option<bool>,
+    decoder_input_details: Option<bool>,
+    seed: Option<u64>,
+    top_n_tokens: Option<u32>,
+    grammar: Option<serde_json::Value>,
+    adapter_id: Option<String>,
+}
+
+pub async fn compat(
+    Ready(app): Ready,
+    body: Result<Json<Object<GenerateBody>>, JsonRejection>,
+) -> Result<Response, Response> {
+    let mut body = typed(body)?;
+    let streamed = body.stream.unwrap_or(false);
+    let parameters = body
+        .parameters
+        .get_or_insert_with(|| Object(without_parameters()));
+    parameters.0.return_full_text.get_or_insert(true);
+    if streamed {
+        return Ok(stream(&app, body).await);
+    }
+    let (headers, response) = whole(&app, body)
+        .await
+        .map_err(IntoResponse::into_response)?;
+    Ok((headers, Json([response])).into_response())
+}
+
+pub async fn generate(
+    Ready(app): Ready,
+    body: Result<Json<Object<GenerateBody>>, JsonRejection>,
+) -> Result<Response, Response> {
+    let body = typed(body)?;
+    let (headers, response) = whole(&app, body)
+        .await
+        .map_err(IntoResponse::into_response)?;
+    Ok((headers, Json(response)).into_response())
+}
+
+pub async fn generate_stream(
+    Ready(app): Ready,
+    body: Result<Json<Object<GenerateBody>>, JsonRejection>,
+) -> Result<Response, Response> {
+    Ok(stream(&app, typed(body)?).await)
+}
+
+fn typed(
+    body: Result<Json<Object<GenerateBody>>, JsonRejection>,
+) -> Result<GenerateBody, Response> {
+    match body {
+        Ok(Json(Object(body))) => Ok(body),
+        Err(rejection) => Err(rejection.into_response()),
+    }
+}
+
+/// A body without `parameters` samples; one with an empty object does not.
+fn without_parameters() -> GenerateParameters {
+    GenerateParameters {
+        do_sample: Some(true),
+        ..GenerateParameters::default()
+    }
+}
+
+/// What of a body the answer's form depends on.
+struct Form {
+    details: bool,
+    /// Put before the text.
+    prefix: String,
+}
+
+fn request(body: GenerateBody, streamed: bool) -> Result<(Form, Request), ValidationError> {
+    let given = match body.parameters {
+        Some(Object(parameters)) => parameters,
+        None => without_parameters(),
+    };
+    for (name, asked) in [
+        ("grammar", given.grammar.is_some()),
+        ("adapter_id", given.adapter_id.is_some()),
+        ("watermark", given.watermark.unwrap_or(false)),
+    ] {
+        if asked {
+            return Err(ValidationError::Unsupported(name));
+        }
+    }
+    let form = Form {
+        details: given.details.unwrap_or(false),
+        prefix: if given.return_full_text.unwrap_or(false) {
+            body.inputs.clone()
+        } else {
+            String::new()
+        },
+    };
+    let parameters = Parameters {
+        mode: if given.do_sample.unwrap_or(false) {
+            SamplingMode::Sample
+        } else {
+            SamplingMode::IfFiltered
+        },
+        temperature: given.temperature,
+        top_k: given.top_k.map(i64::from),
+        top_p: given.top_p,
+        typical_p: given.typical_p,
+        min_p: given.min_p,
+        repetition_penalty: given.repetition_penalty,
+        frequency_penalty: given.frequency_penalty,
+        presence_penalty: given.presence_penalty,
+        logit_bias: Vec::new(),
+        seed: given.seed,
+        best_of: given.best_of,
+        n: None,
+        max_new_tokens: given.max_new_tokens.map(u64::from),
+        min_new_tokens: given.min_tokens.map(u64::from),
+        ignore_eos: given.ignore_eos.unwrap_or(false),
+        stop: given.stop.unwrap_or_default(),
+        stop_token_ids: given.stop_token_ids.unwrap_or_default(),
+        truncate: given.truncate.map(|tokens| tokens as u64),
+        top_n_tokens: given.top_n_tokens.map(u64::from),
+        prompt_logprobs: given.decoder_input_details.unwrap_or(false),
+    };
+    let request = Request {
+        prompt: Prompt::Text(body.inputs),
+        streamed,
+        keep_stop_text: true,
+        parameters,
+    };
+    Ok((form, request))
+}
+
+#[derive(Serialize)]
+struct GenerateResponse {
+    generated_text: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    details: Option<Details>,
+}
+
+#[derive(Serialize)]
+struct Details {
+    #[serde(flatten)]
+    sequence: SequenceDetails,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    best_of_sequences: Vec<BestOfSequence>,
+}
+
+#[derive(Serialize)]
+struct BestOfSequence {
+    generated_text: String,
+    #[serde(flatten)]
+    sequence: SequenceDetails,
+}
+
+#[derive(Serialize)]
+struct SequenceDetails {
+    finish_reason: &'static str,
+    generated_tokens: usize,
+    seed: Option<u64>,
+    prefill: Vec<PrefillToken>,
+    tokens: Vec<NativeToken>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    top_tokens: Vec<Vec<NativeToken>>,
+}
+
+#[derive(Clone, Serialize)]
+struct PrefillToken {
+    id: u32,
+    text: String,
+    logprob: Option<f32>,
+}
+
+#[derive(Serialize)]
+struct NativeToken {
+    id: u32,
+    text: String,
+    logprob: f32,
+    special: bool,
+}
+
+#[derive(Serialize)]
+struct StreamResponse {
+    index: usize,
+    token: NativeToken,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    top_tokens: Vec<NativeToken>,
+    generated_text: Option<String>,
+    details: Option<StreamDetails>,
+}
+
+#[derive(Serialize)]
+struct StreamDetails {
+    finish_reason: &'static str,
+    generated_tokens: usize,
+    seed: Option<u64>,
+    input_length: usize,
+}
+
+async fn whole(
+    app: &App,
+    body: GenerateBody,
+) -> Result<(axum::http::HeaderMap, GenerateResponse), ApiError> {
+    let (form, request) = request(body, false).map_err(|error| {
+        let error = ApiError::from(error);
+        metrics::refused(&error);
+        error
+    })?;
+    let mut collected = answer::start(app, request).await?.collect().await?;
+    let mut sequences = std::mem::take(&mut collected.sequences);
+    let best_idx = best(&sequences);
+    let chosen = sequences.remove(best_idx);
+    let usage = Usage {
+        generated_tokens: chosen.tokens.len(),
+        ..collected.usage.clone()
+    };
+    let mut headers = answer::headers(app, collected.prompt_chars, &usage);
+    answer::insert_compute_time(&mut headers, &usage);
+    let text = |sequence: &CollectedSequence| format!("{}{}", form.prefix, sequence.text);
+    let response = GenerateResponse {
+        generated_text: text(&chosen),
+        details: form.details.then(|| {
+            let prefill = prefill(app, &collected);
+            let others = sequences.into_iter().map(|sequence| BestOfSequence {
+                generated_text: text(&sequence),
+                sequence: sequence_details(sequence, prefill.clone()),
+            });
+            Details {
+                best_of_sequences: others.collect(),
+                sequence: sequence_details(chosen, prefill.clone()),
+            }
+        }),
+    };
+    Ok((headers, response))
+}
+
+/// The sequence whose tokens were likeliest on average.
+fn best(sequences: &[CollectedSequence]) -> usize {
+    let means = sequences.iter().map(CollectedSequence::mean_logprob);
+    means
+        .enumerate()
+        .max_by(|(_, left), (_, right)| left.total_cmp(right))
+        .map_or(0, |(idx, _)| idx)
+}
+
+/// Empty where the prompt's log-probabilities were not asked for, or the server does not give them.
+fn prefill(app: &App, collected: &Collected) -> Vec<PrefillToken> {
+    if collected.prompt_logprobs.is_empty() {
+        return Vec::new();
+    }
+    let mut logprobs: VecDeque<Option<f32>> = collected
+        .prompt_logprobs
+        .iter()
+        .copied()
+        .map(Some)
+        .collect();
+    logprobs.push_front(None);
+    let tokens = collected.prompt_ids.iter().zip(logprobs);
+    tokens
+        .map(|(&id, logprob)| PrefillToken {
+            id,
+            text: app.generator.tokenizer().decode(&[id], false),
+            logprob,
+        })
+        .collect()
+}
+
+fn sequence_details(sequence: CollectedSequence, prefill: Vec<PrefillToken>) -> SequenceDetails {
+    let has_top_tokens = sequence
+        .tokens
+        .iter()
+        .any(|token| !token.top_tokens.is_empty());
+    let (tokens, top_tokens): (Vec<_>, Vec<_>) = sequence.tokens.into_iter().map(split).unzip();
+    SequenceDetails {
+        finish_reason: finish_reason(sequence.finish),
+        generated_tokens: tokens.len(),
+        seed: sequence.seed,
+        prefill,
+        tokens,
+        top_tokens: if has_top_tokens {
+            top_tokens
+        } else {
+            Vec::new()
+        },
+    }
+}
+
+/// A token, and its alternatives.
+fn split(token: Token) -> (NativeToken, Vec<NativeToken>) {
+    let native = |top: TopToken| NativeToken {
+        id: top.id,
+        text: top.text,
+        logprob: top.logprob,
+        special: top.special,
+    };
+    let top_tokens = token.top_tokens.into_iter().map(native).collect();
+    let token = NativeToken {
+        id: token.id,
+        text: token.text,
+        logprob: token.logprob,
+        special: token.special,
+    };
+    (token, top_tokens)
+}
+
+fn finish_reason(finish: Finish) -> &'static str {
+    match finish {
+        Finish::Length => "length",
+        Finish::EndToken => "eos_token",
+        Finish::StopString => "stop_sequence",
+    }
+}
+
+/// An error before the first token is an event as well, with status 200.
+async fn stream(app: &App, body: GenerateBody) -> Response {
+    let headers = answer::early_headers(app, body.inputs.chars().count());
+    let mut writer = NativeWriter::default();
+    let steps = match request(body, true) {
+        Ok((form, request)) => {
+            writer.form = Some(form);
+            answer::start(app, request).await.map(|answer| {
+                writer.input_length = answer.prompt_ids.len();
+                writer.seed = answer.seeds.first().copied().flatten();
+                answer.steps
+            })
+        }
+        Err(error) => {
+            let error = ApiError::from(error);
+            metrics::refused(&error);
+            Err(error)
+        }
+    };
+    sse::respond(headers, steps, writer)
+}
+
+#[derive(Default)]
+struct NativeWriter {
+    form: Option<Form>,
+    input_length: usize,
+    seed: Option<u64>,
+    /// Tokens so far; the first event has index 1.
+    index: usize,
+    text: String,
+}
+
+impl NativeWriter {
+    fn token(&mut self, delta: TextDelta) -> StreamResponse {
+        self.index += 1;
+        self.text.push_str(&delta.text);
+        let (token, top_tokens) = split(delta.token);
+        let mut response = StreamResponse {
+            index: self.index,
+            token,
+            top_tokens,
+            generated_text: None,
+            details: None,
+        };
+        if let (Some(finish), Some(form)) = (delta.finish, &self.form) {
+            response.generated_text = Some(format!("{}{}", form.prefix, self.text));
+            response.details = form.details.then(|| StreamDetails {
+                finish_reason: finish_reason(finish),
+                generated_tokens: self.index,
+                seed: self.seed,
+                input_length: self.input_length,
+            });
+        }
+        response
+    }
+}
+
+impl EventWriter for NativeWriter {
+    fn step(&mut self, step: Step) -> Vec<Event> {
+        match step {
+            Step::Progress(_, Progress::Text(delta)) => vec![sse::event(&self.token(delta))],
+            Step::Progress(..) | Step::Done(_) => Vec::new(),
+        }
+    }
+
+    fn error(&mut self, error: &ApiError) -> Event {
+        sse::event(&error.native_event())
+    }
+}

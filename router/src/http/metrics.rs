@@ -1,0 +1,169 @@
+//! What is measured of requests, under TGI's names so that its dashboards keep working, and our latency histograms beside them.
+//! Every request that is counted ends as exactly one of succeeded, failed or cancelled.
+
+use std::time::{Duration, Instant};
+
+use metrics::{counter, describe_counter, describe_histogram, histogram};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder};
+
+use super::answer::Usage;
+use super::errors::ApiError;
+use crate::generation::GenerationStream;
+use crate::types::Limits;
+
+const FIRST_TOKEN: &str = "text_gen_time_to_first_token_seconds";
+const INTER_TOKEN: &str = "text_gen_inter_token_latency_seconds";
+const CANCELLED: &str = "text_gen_request_cancelled";
+
+/// Sets the buckets that TGI used. Durations grow by half from 150 us; lengths go up to their limit in hundred steps.
+pub fn with_buckets(
+    builder: PrometheusBuilder,
+    limits: &Limits,
+) -> Result<PrometheusBuilder, BuildError> {
+    let durations: Vec<f64> = std::iter::successors(Some(0.0001 * 1.5), |value| Some(value * 1.5))
+        .take(35)
+        .collect();
+    let up_to = |max: usize| -> Vec<f64> {
+        (1..=100)
+            .map(|idx| max as f64 / 100.0 * f64::from(idx))
+            .collect()
+    };
+    let named = |name: &str| Matcher::Full(name.to_owned());
+    builder
+        .set_buckets_for_metric(Matcher::Suffix("duration".to_owned()), &durations)?
+        .set_buckets_for_metric(named(FIRST_TOKEN), &durations)?
+        .set_buckets_for_metric(named(INTER_TOKEN), &durations)?
+        .set_buckets_for_metric(
+            named("tgi_request_input_length"),
+            &up_to(limits.max_input_tokens),
+        )?
+        .set_buckets_for_metric(
+            named("tgi_request_generated_tokens"),
+            &up_to(limits.max_total_tokens),
+        )?
+        .set_buckets_for_metric(
+            named("tgi_request_max_new_tokens"),
+            &up_to(limits.max_total_tokens),
+        )
+}
+
+/// Registers every series of a request, so that the first scrape has them.
+pub fn describe() {
+    describe_counter!("tgi_request_count", "Total number of requests");
+    describe_counter!("tgi_request_success", "Number of successful requests");
+    describe_counter!(
+        "tgi_request_failure",
+        "Number of failed requests by error type"
+    );
+    describe_counter!(
+        CANCELLED,
+        "Requests whose client left before the answer was complete"
+    );
+    for (name, text) in [
+        ("tgi_request_duration", "Request duration"),
+        (
+            "tgi_request_validation_duration",
+            "Request validation duration",
+        ),
+        ("tgi_request_queue_duration", "Request queue duration"),
+        (
+            "tgi_request_inference_duration",
+            "Request inference duration",
+        ),
+        (
+            "tgi_request_mean_time_per_token_duration",
+            "Mean time per token per request",
+        ),
+        ("tgi_request_input_length", "Input token length per request"),
+        (
+            "tgi_request_max_new_tokens",
+            "Maximum new tokens per request",
+        ),
+        (
+            "tgi_request_generated_tokens",
+            "Generated tokens per request",
+        ),
+        (
+            "tgi_request_skipped_tokens",
+            "Speculated tokens per request",
+        ),
+        (
+            FIRST_TOKEN,
+            "Time from a request to its first token, in seconds",
+        ),
+        (
+            INTER_TOKEN,
+            "Time between two tokens of a sequence, in seconds",
+        ),
+    ] {
+        describe_histogram!(name.to_owned(), text);
+    }
+    for name in ["tgi_request_count", "tgi_request_success", CANCELLED] {
+        counter!(name).absolute(0);
+    }
+}
+
+/// One request from its arrival to its end.
+pub struct RequestMetrics {
+    started: Instant,
+    /// By sequence.
+    last_token: Vec<Option<Instant>>,
+    ended: bool,
+}
+
+impl RequestMetrics {
+    pub fn started() -> Self {
+        counter!("tgi_request_count").increment(1);
+        Self {
+            started: Instant::now(),
+            last_token: Vec::new(),
+            ended: false,
+        }
+    }
+
+    pub fn accepted(&mut self, stream: &GenerationStream) {
+        self.last_token = vec![None; stream.seeds.len()];
+        histogram!("tgi_request_input_length").record(stream.prompt_ids.len() as f64);
+        histogram!("tgi_request_max_new_tokens").record(f64::from(stream.max_new_tokens));
+    }
+
+    pub fn token(&mut self, sequence_idx: usize) {
+        let now = Instant::now();
+        match self.last_token[sequence_idx].replace(now) {
+            Some(last) => histogram!(INTER_TOKEN).record(now - last),
+            None => histogram!(FIRST_TOKEN).record(now - self.started),
+        }
+    }
+
+    pub fn succeeded(&mut self, usage: &Usage) {
+        self.ended = true;
+        counter!("tgi_request_success").increment(1);
+        let tokens = u32::try_from(usage.generated_tokens).unwrap_or(u32::MAX);
+        let per_token: Duration = usage.inference / tokens.max(1);
+        histogram!("tgi_request_duration").record(usage.total);
+        histogram!("tgi_request_validation_duration").record(usage.validation);
+        histogram!("tgi_request_queue_duration").record(usage.queue);
+        histogram!("tgi_request_inference_duration").record(usage.inference);
+        histogram!("tgi_request_mean_time_per_token_duration").record(per_token);
+        histogram!("tgi_request_generated_tokens").record(f64::from(tokens));
+        histogram!("tgi_request_skipped_tokens").record(0.0);
+    }
+
+    pub fn failed(&mut self, error: &ApiError) {
+        self.ended = true;
+        counter!("tgi_request_failure", "err" => error.error_type).increment(1);
+    }
+}
+
+impl Drop for RequestMetrics {
+    fn drop(&mut self) {
+        if !self.ended {
+            counter!(CANCELLED).increment(1);
+        }
+    }
+}
+
+/// Counts a request that was refused before it could be started.
+pub fn refused(error: &ApiError) {
+    RequestMetrics::started().failed(error);
+}

@@ -1,0 +1,98 @@
+//! What the OpenAI routes share: parameters, ids, usage, finish reasons.
+
+use std::hash::{BuildHasher, Hasher};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use super::App;
+use super::answer;
+use crate::output::Finish;
+use crate::types::SamplingMode;
+
+/// Clients of TGI send this name for whatever model is loaded.
+const ANY_MODEL: &str = "tgi";
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub struct StreamOptions {
+    pub include_usage: Option<bool>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Usage {
+    prompt_tokens: usize,
+    completion_tokens: usize,
+    total_tokens: usize,
+    /// Only where the prefix cache helped, so that an answer without it looks like TGI's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_tokens_details: Option<PromptTokensDetails>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct PromptTokensDetails {
+    cached_tokens: u32,
+}
+
+impl Usage {
+    pub fn new(usage: &answer::Usage) -> Self {
+        let cached_tokens = usage.num_cached_tokens;
+        Self {
+            prompt_tokens: usage.prompt_tokens,
+            completion_tokens: usage.generated_tokens,
+            total_tokens: usage.prompt_tokens + usage.generated_tokens,
+            prompt_tokens_details: (cached_tokens > 0)
+                .then_some(PromptTokensDetails { cached_tokens }),
+        }
+    }
+}
+
+/// The fields that every object of one answer repeats.
+#[derive(Clone)]
+pub struct Identity {
+    pub id: String,
+    pub created: u64,
+    pub model: String,
+}
+
+pub const SYSTEM_FINGERPRINT: &str = concat!(env!("CARGO_PKG_VERSION"), "-native");
+
+impl Identity {
+    /// `prefix` is "chatcmpl" or "cmpl". The name of an unknown model is repeated, although this model answers.
+    pub fn new(app: &App, prefix: &str, asked_model: Option<String>) -> Self {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
+        Self {
+            id: unique_id(prefix),
+            created: since_epoch.map_or(0, |time| time.as_secs()),
+            model: asked_model
+                .filter(|name| name != ANY_MODEL)
+                .unwrap_or_else(|| app.info.model_id.clone()),
+        }
+    }
+}
+
+/// Unique in this process by the counter, and across restarts by the random part.
+fn unique_id(prefix: &str) -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let count = NEXT.fetch_add(1, Ordering::Relaxed);
+    let random = std::collections::hash_map::RandomState::new()
+        .build_hasher()
+        .finish();
+    format!("{prefix}-{random:016x}{count:08x}")
+}
+
+/// OpenAI samples unless the temperature is 0.
+pub fn sampling(temperature: Option<f64>) -> (SamplingMode, Option<f64>) {
+    match temperature {
+        Some(0.0) => (SamplingMode::Greedy, None),
+        other => (SamplingMode::Sample, other),
+    }
+}
+
+pub fn finish_reason(finish: Finish) -> &'static str {
+    match finish {
+        Finish::Length => "length",
+        Finish::EndToken | Finish::StopString => "stop",
+    }
+}

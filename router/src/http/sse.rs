@@ -1,0 +1,62 @@
+//! Server-sent events as TGI wrote them: `data: {json}`, a blank line, a comment every 15 seconds of silence. Nothing follows the
+//! last event, and an error is the last event.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures::stream::{self, BoxStream, StreamExt};
+use serde::Serialize;
+
+use super::answer::Step;
+use super::errors::ApiError;
+
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// Writes the steps of an answer as events.
+pub trait EventWriter: Send + 'static {
+    fn step(&mut self, step: Step) -> Vec<Event>;
+
+    fn error(&mut self, error: &ApiError) -> Event;
+}
+
+/// The stream of an answer that began, or the one event of a request that was refused.
+pub fn respond(
+    headers: HeaderMap,
+    answer: Result<BoxStream<'static, Result<Step, ApiError>>, ApiError>,
+    mut writer: impl EventWriter,
+) -> Response {
+    let steps = match answer {
+        Ok(steps) => steps,
+        Err(error) => stream::iter([Err(error)]).boxed(),
+    };
+    let events = steps.flat_map(move |step| {
+        let events = match step {
+            Ok(step) => writer.step(step),
+            Err(error) => vec![writer.error(&error)],
+        };
+        stream::iter(events.into_iter().map(Ok::<_, Infallible>))
+    });
+    let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
+    let mut response = Sse::new(events).keep_alive(keep_alive).into_response();
+    response.headers_mut().extend(headers);
+    // Asks nginx not to collect the stream.
+    response.headers_mut().insert(
+        HeaderName::from_static("x-accel-buffering"),
+        HeaderValue::from_static("no"),
+    );
+    response
+}
+
+/// One event of JSON.
+pub fn event(data: &impl Serialize) -> Event {
+    // Our own types are always JSON; an empty object is what a client would see if one were not.
+    Event::default().data(serde_json::to_string(data).unwrap_or_else(|_| "{}".to_owned()))
+}
+
+/// The end of a successful OpenAI stream.
+pub fn done() -> Event {
+    Event::default().data("[DONE]")
+}

@@ -1,0 +1,77 @@
+//! `/tokenize` and `/chat_tokenize`: what a prompt becomes, without generating. Neither needs a permit, and only the payload limit
+//! bounds them.
+
+use axum::Json;
+use axum::extract::rejection::JsonRejection;
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+
+use super::body::Object;
+use super::chat::{self, ChatBody};
+use super::errors::ApiError;
+use super::{App, Ready};
+use crate::types::Prompt;
+
+/// A body of `/generate`; everything but the text is ignored.
+#[derive(Deserialize)]
+pub struct TokenizeBody {
+    inputs: String,
+}
+
+#[derive(Serialize)]
+struct SimpleToken {
+    id: u32,
+    text: String,
+    /// In bytes of the text.
+    start: usize,
+    stop: usize,
+}
+
+#[derive(Serialize)]
+struct ChatTokens {
+    tokenize_response: Vec<SimpleToken>,
+    templated_text: String,
+}
+
+pub async fn tokenize(
+    Ready(app): Ready,
+    body: Result<Json<Object<TokenizeBody>>, JsonRejection>,
+) -> Result<Response, Response> {
+    let Json(Object(body)) = body.map_err(IntoResponse::into_response)?;
+    let (tokens, _) = tokens(&app, Prompt::Text(body.inputs)).await?;
+    Ok(Json(tokens).into_response())
+}
+
+pub async fn chat_tokenize(
+    Ready(app): Ready,
+    body: Result<Json<Object<ChatBody>>, JsonRejection>,
+) -> Result<Response, Response> {
+    let Json(Object(body)) = body.map_err(IntoResponse::into_response)?;
+    let chat = chat::conversation(body.messages);
+    let (tokenize_response, templated_text) = tokens(&app, Prompt::Chat(chat)).await?;
+    let body = ChatTokens {
+        tokenize_response,
+        templated_text,
+    };
+    Ok(Json(body).into_response())
+}
+
+async fn tokens(app: &App, prompt: Prompt) -> Result<(Vec<SimpleToken>, String), Response> {
+    let (text, spans) = app
+        .generator
+        .tokenize(prompt)
+        .await
+        .map_err(|error| ApiError::from(error).into_response())?;
+    let token = |span: crate::tokenizer::TokenSpan| SimpleToken {
+        id: span.id,
+        // A token can be a part of a character; then its text is the whole character.
+        text: text
+            .get(span.start..span.stop)
+            .unwrap_or_default()
+            .to_owned(),
+        start: span.start,
+        stop: span.stop,
+    };
+    let tokens = spans.into_iter().map(token).collect();
+    Ok((tokens, text))
+}

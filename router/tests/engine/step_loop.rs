@@ -1,0 +1,468 @@
+//! What the step loop promises: one step ahead, cancel is a drop, one loss ends all, nothing is left behind.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use scheduler::plan::SamplingParameters;
+use scheduler::{FinishReason, SchedulerConfig, SequenceSpec};
+use text_gen_router::engine::{EngineError, EngineHandle, StepLoop, TokenEvent, TokenStream};
+use text_gen_router::shard::{PrepareParameters, ShardGroup};
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::scripted_shard::{Script, ScriptedShard, VOCAB_SIZE, continuation};
+
+/// A running engine with its shards.
+struct Fixture {
+    _folder: tempfile::TempDir,
+    shards: Vec<ScriptedShard>,
+    engine: EngineHandle,
+    task: JoinSet<Result<(), EngineError>>,
+    stop: Option<oneshot::Sender<Instant>>,
+}
+
+impl Fixture {
+    async fn start(scripts: Vec<Script>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let start = |script| ScriptedShard::start(folder.path(), script);
+        let shards: Vec<ScriptedShard> = scripts.into_iter().map(start).collect();
+        let sockets: Vec<PathBuf> = shards.iter().map(|shard| shard.socket.clone()).collect();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let group = ShardGroup::connect(&sockets, deadline).await.unwrap();
+        group.info(deadline, |_| ()).await.unwrap();
+        let parameters = PrepareParameters {
+            max_batch_prefill_tokens: 16,
+            max_batch_size: 8,
+            max_total_tokens: 0,
+            max_batch_total_tokens: 0,
+            block_size: 0,
+        };
+        let kv_cache = group.prepare(&parameters, deadline).await.unwrap();
+        let config = SchedulerConfig {
+            num_blocks: kv_cache.num_blocks,
+            block_size: kv_cache.block_size,
+            max_batch_prefill_tokens: parameters.max_batch_prefill_tokens,
+            max_batch_size: parameters.max_batch_size,
+            prefix_caching: true,
+        };
+        let (engine, step_loop) = StepLoop::new(config, group.run(VOCAB_SIZE), 128);
+        let (stop, stopped) = oneshot::channel();
+        let mut task = JoinSet::new();
+        task.spawn(step_loop.run(async {
+            match stopped.await {
+                Ok(deadline) => deadline,
+                Err(_) => std::future::pending().await,
+            }
+        }));
+        Self {
+            _folder: folder,
+            shards,
+            engine,
+            task,
+            stop: Some(stop),
+        }
+    }
+
+    async fn one_shard(script: Script) -> Self {
+        Self::start(vec![script]).await
+    }
+
+    fn submit(&self, prompt: &[u32], max_new_tokens: u32) -> TokenStream {
+        self.engine.submit(spec(prompt, max_new_tokens)).unwrap()
+    }
+
+    /// Until no sequence is open and the shards owe nothing.
+    async fn idle(&self) {
+        let mut progress = self.engine.watch_progress();
+        let is_idle = |progress: &text_gen_router::engine::Progress| {
+            progress.num_queued + progress.num_running == 0 && progress.waiting_since.is_none()
+        };
+        progress.wait_for(is_idle).await.unwrap();
+    }
+
+    fn stop(&mut self, deadline: Instant) {
+        self.stop.take().unwrap().send(deadline).unwrap();
+    }
+
+    async fn outcome(&mut self) -> Result<(), EngineError> {
+        self.task.join_next().await.unwrap().unwrap()
+    }
+}
+
+fn spec(prompt: &[u32], max_new_tokens: u32) -> SequenceSpec {
+    SequenceSpec {
+        prompt: prompt.to_vec(),
+        max_new_tokens,
+        end_token_ids: Vec::new(),
+        cache_salt: 0,
+        read_prefix_cache: true,
+        sampling: Arc::new(SamplingParameters::default()),
+    }
+}
+
+/// Everything that a sequence produced, and how it ended.
+async fn read(stream: &mut TokenStream) -> (Vec<u32>, Result<FinishReason, EngineError>) {
+    let mut tokens = Vec::new();
+    while let Some(event) = stream.next().await {
+        match event {
+            TokenEvent::Admitted { .. } | TokenEvent::PromptLogprobs(_) => (),
+            TokenEvent::Failed(error) => return (tokens, Err(error)),
+            TokenEvent::Token {
+                token,
+                finish_reason,
+            } => {
+                tokens.push(token.token_id);
+                if let Some(reason) = finish_reason {
+                    return (tokens, Ok(reason));
+                }
+            }
+        }
+    }
+    panic!("the stream closed without a last event");
+}
+
+#[tokio::test]
+async fn a_sequence_gets_its_tokens_and_the_shard_holds_nothing_afterwards() {
+    let mut fixture = Fixture::one_shard(Script::default()).await;
+    let mut stream = fixture.submit(&[1, 2, 3], 10);
+    let outcome = read(&mut stream).await;
+    assert_eq!(
+        outcome,
+        (continuation(&[1, 2, 3], 10), Ok(FinishReason::Length))
+    );
+    assert!(
+        stream.next().await.is_none(),
+        "nothing follows the last event"
+    );
+    fixture.idle().await;
+    assert_eq!(fixture.shards[0].num_sequences(), 0);
+    let last_plan = fixture.shards[0].plans(1).await.pop().unwrap();
+    assert!(
+        last_plan.rows.is_empty() && last_plan.forget.len() == 1,
+        "{last_plan:?}"
+    );
+}
+
+#[tokio::test]
+async fn the_shard_has_the_next_plan_before_it_answers() {
+    let mut fixture = Fixture::one_shard(Script {
+        held: true,
+        ..Script::default()
+    })
+    .await;
+    let mut stream = fixture.submit(&[1, 2, 3], 4);
+    for answered in 0..4 {
+        let expected = (answered + 2).min(4);
+        let plans = fixture.shards[0].plans(expected).await;
+        assert_eq!(plans.len(), expected, "two plans are outstanding, no more");
+        fixture.shards[0].release(1);
+        let mut progress = fixture.engine.watch_progress();
+        progress
+            .wait_for(|progress| progress.num_steps > answered as u64)
+            .await
+            .unwrap();
+    }
+    fixture.shards[0].release_all();
+    assert_eq!(read(&mut stream).await.0, continuation(&[1, 2, 3], 4));
+}
+
+#[tokio::test]
+async fn admission_is_told_once_with_the_cached_tokens() {
+    let fixture = Fixture::one_shard(Script::default()).await;
+    let prompt = [1, 2, 3, 4, 5, 6, 7, 8, 9];
+    let _ = read(&mut fixture.submit(&prompt, 2)).await;
+    let mut stream = fixture.submit(&prompt, 2);
+    let first = stream.next().await.unwrap();
+    let TokenEvent::Admitted {
+        num_cached_tokens, ..
+    } = first
+    else {
+        panic!("{first:?} comes before the admission");
+    };
+    assert_eq!(num_cached_tokens, 8);
+    assert_eq!(read(&mut stream).await.0, continuation(&prompt, 2));
+}
+
+#[tokio::test]
+async fn prompt_logprobs_of_all_chunks_come_in_one_piece_before_the_first_token() {
+    let fixture = Fixture::one_shard(Script::default()).await;
+    let prompt: Vec<u32> = (0..40).collect();
+    let mut spec = spec(&prompt, 2);
+    spec.read_prefix_cache = false;
+    spec.sampling = Arc::new(SamplingParameters {
+        prompt_logprobs: true,
+        ..SamplingParameters::default()
+    });
+    let mut stream = fixture.engine.submit(spec).unwrap();
+    assert!(matches!(
+        stream.next().await,
+        Some(TokenEvent::Admitted { .. })
+    ));
+    let Some(TokenEvent::PromptLogprobs(logprobs)) = stream.next().await else {
+        panic!("expected prompt log-probabilities");
+    };
+    let expected: Vec<f32> = (1..40).map(|position| -(position as f32)).collect();
+    assert_eq!(logprobs, expected);
+    assert_eq!(read(&mut stream).await.0.len(), 2);
+}
+
+#[tokio::test]
+async fn a_running_sequence_that_is_dropped_is_gone_within_one_step() {
+    let mut fixture = Fixture::one_shard(Script {
+        held: true,
+        ..Script::default()
+    })
+    .await;
+    let stream = fixture.submit(&[1, 2, 3], 100);
+    fixture.shards[0].plans(2).await;
+    drop(stream);
+    fixture.shards[0].release(1);
+    let plans = fixture.shards[0].plans(3).await;
+    assert_eq!(
+        plans[2].forget,
+        [0],
+        "the first plan after the drop forgets it"
+    );
+    assert!(plans[2].rows.is_empty());
+    fixture.shards[0].release_all();
+    fixture.idle().await;
+    assert_eq!(fixture.shards[0].num_sequences(), 0);
+}
+
+#[tokio::test]
+async fn a_queued_sequence_that_is_dropped_leaves_the_queue_while_a_step_is_held() {
+    let mut fixture = Fixture::one_shard(Script {
+        held: true,
+        ..Script::default()
+    })
+    .await;
+    let mut running = fixture.submit(&[1, 2, 3], 5);
+    fixture.shards[0].plans(2).await;
+    let queued = fixture.submit(&[4, 5, 6], 5);
+    let mut progress = fixture.engine.watch_progress();
+    progress
+        .wait_for(|progress| progress.num_queued == 1)
+        .await
+        .unwrap();
+    drop(queued);
+    progress
+        .wait_for(|progress| progress.num_queued == 0)
+        .await
+        .unwrap();
+    assert_eq!(progress.borrow().num_steps, 0, "no step had to end for it");
+    fixture.shards[0].release_all();
+    assert_eq!(read(&mut running).await.0, continuation(&[1, 2, 3], 5));
+    let plans = fixture.shards[0].plans(1).await;
+    let mut new_sequences = plans.iter().flat_map(|plan| &plan.new_sequences);
+    assert!(
+        new_sequences.all(|new| new.sequence_id == 0),
+        "it never reached the shard"
+    );
+}
+
+#[tokio::test]
+async fn the_token_that_follows_an_end_token_is_dropped() {
+    let fixture = Fixture::one_shard(Script::default()).await;
+    let tokens = continuation(&[7, 7], 3);
+    let mut spec = spec(&[7, 7], 50);
+    spec.end_token_ids = vec![tokens[2]];
+    let mut stream = fixture.engine.submit(spec).unwrap();
+    assert_eq!(
+        read(&mut stream).await,
+        (tokens, Ok(FinishReason::EndToken))
+    );
+    assert!(stream.next().await.is_none());
+    fixture.idle().await;
+    assert_eq!(fixture.shards[0].num_sequences(), 0);
+}
+
+#[tokio::test]
+async fn two_shards_answer_as_one() {
+    let rank = |rank| Script {
+        rank,
+        world_size: 2,
+        ..Script::default()
+    };
+    let fixture = Fixture::start(vec![rank(0), rank(1)]).await;
+    let (tokens, _) = read(&mut fixture.submit(&[5, 6], 12)).await;
+    assert_eq!(tokens, continuation(&[5, 6], 12));
+    fixture.idle().await;
+    let num_sequences = fixture.shards.iter().map(ScriptedShard::num_sequences);
+    assert_eq!(num_sequences.sum::<usize>(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_others_are_undisturbed_when_a_third_leaves_at_random_points() {
+    // 24 blocks of 4 tokens for up to 8 sequences of up to 44 tokens: preemption happens all the time.
+    let fixture = Fixture::one_shard(Script {
+        num_blocks: 24,
+        ..Script::default()
+    })
+    .await;
+    let mut readers = JoinSet::new();
+    for n in 0..64_u32 {
+        // Every fourth prompt is the same, so that blocks are shared.
+        let prompt: Vec<u32> = (0..1 + n % 24)
+            .map(|i| if n % 4 == 0 { i } else { i * n % 997 })
+            .collect();
+        let mut stream = fixture.submit(&prompt, 20);
+        readers.spawn(async move {
+            if n % 3 == 0 {
+                for _ in 0..(n * 7) % 21 {
+                    stream.next().await;
+                }
+                return;
+            }
+            let outcome = read(&mut stream).await;
+            assert_eq!(
+                outcome,
+                (continuation(&prompt, 20), Ok(FinishReason::Length)),
+                "sequence {n}"
+            );
+        });
+    }
+    while let Some(reader) = readers.join_next().await {
+        reader.unwrap();
+    }
+    fixture.idle().await;
+    assert_eq!(fixture.shards[0].num_sequences(), 0);
+    assert_eq!(fixture.engine.progress().num_used_blocks, 0);
+}
+
+#[tokio::test]
+async fn a_sequence_with_broken_logits_fails_alone() {
+    let fixture = Fixture::one_shard(Script {
+        numerical_errors: vec![1],
+        ..Script::default()
+    })
+    .await;
+    let mut streams: Vec<TokenStream> = (0..3).map(|n| fixture.submit(&[n, n], 6)).collect();
+    assert_eq!(
+        read(&mut streams[1]).await,
+        (vec![], Err(EngineError::Numerical))
+    );
+    assert_eq!(read(&mut streams[0]).await.0, continuation(&[0, 0], 6));
+    assert_eq!(read(&mut streams[2]).await.0, continuation(&[2, 2], 6));
+}
+
+#[tokio::test]
+async fn a_sequence_that_can_never_fit_is_refused() {
+    let fixture = Fixture::one_shard(Script {
+        num_blocks: 4,
+        ..Script::default()
+    })
+    .await;
+    let refused = EngineError::TooLong {
+        tokens: 17,
+        capacity: 16,
+    };
+    assert_eq!(
+        read(&mut fixture.submit(&[1, 2], 15)).await,
+        (vec![], Err(refused))
+    );
+}
+
+#[tokio::test]
+async fn the_death_of_a_shard_fails_every_sequence_and_ends_the_engine() {
+    let rank = |rank| Script {
+        rank,
+        world_size: 2,
+        held: true,
+        ..Script::default()
+    };
+    let mut fixture = Fixture::start(vec![rank(0), rank(1)]).await;
+    let mut streams: Vec<TokenStream> = (0..12).map(|n| fixture.submit(&[n], 9)).collect();
+    fixture.shards[1].plans(2).await;
+    fixture.shards.remove(1).die().await;
+    for stream in &mut streams {
+        let (_, end) = read(stream).await;
+        assert!(matches!(end, Err(EngineError::ShardLost(_))), "{end:?}");
+    }
+    let Err(EngineError::ShardLost(message)) = fixture.outcome().await else {
+        panic!("the engine did not fail");
+    };
+    assert!(message.starts_with("shard 1: "), "{message}");
+    let refused = fixture.engine.submit(spec(&[1], 1)).err();
+    assert_eq!(refused, Some(EngineError::ShardLost(message)));
+}
+
+#[tokio::test]
+async fn the_death_of_a_shard_is_noticed_while_idle() {
+    let mut fixture = Fixture::one_shard(Script::default()).await;
+    let _ = read(&mut fixture.submit(&[1], 1)).await;
+    fixture.idle().await;
+    fixture.shards.remove(0).die().await;
+    assert!(matches!(
+        fixture.outcome().await,
+        Err(EngineError::ShardLost(_))
+    ));
+}
+
+#[tokio::test]
+async fn a_shard_that_refuses_a_plan_is_lost_with_its_own_words() {
+    let mut fixture = Fixture::one_shard(Script {
+        fails_at_step: Some(3),
+        ..Script::default()
+    })
+    .await;
+    let (tokens, end) = read(&mut fixture.submit(&[1], 9)).await;
+    assert_eq!(tokens, continuation(&[1], 2));
+    let lost = EngineError::ShardLost("shard 0: out of memory".to_string());
+    assert_eq!(end, Err(lost.clone()));
+    assert_eq!(fixture.outcome().await, Err(lost));
+}
+
+#[tokio::test]
+async fn an_idle_engine_sleeps() {
+    let fixture = Fixture::one_shard(Script::default()).await;
+    let _ = read(&mut fixture.submit(&[1], 3)).await;
+    fixture.idle().await;
+    // Every turn of the loop reports its progress. Other work goes on meanwhile, so a loop that spun would have had its turns.
+    let mut progress = fixture.engine.watch_progress();
+    progress.borrow_and_update();
+    let num_plans = fixture.shards[0].num_plans();
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+    assert!(!progress.has_changed().unwrap());
+    assert_eq!(fixture.shards[0].num_plans(), num_plans);
+}
+
+#[tokio::test]
+async fn a_stopped_engine_finishes_its_sequences_and_takes_no_more() {
+    let mut fixture = Fixture::one_shard(Script {
+        held: true,
+        ..Script::default()
+    })
+    .await;
+    let mut stream = fixture.submit(&[1, 2], 6);
+    fixture.shards[0].plans(2).await;
+    fixture.stop(Instant::now() + Duration::from_secs(60));
+    while fixture.engine.stopped().is_none() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(
+        fixture.engine.submit(spec(&[1], 1)).err(),
+        Some(EngineError::Stopped)
+    );
+    fixture.shards[0].release_all();
+    assert_eq!(read(&mut stream).await.0, continuation(&[1, 2], 6));
+    assert_eq!(fixture.outcome().await, Ok(()));
+    assert_eq!(fixture.shards[0].num_sequences(), 0);
+}
+
+#[tokio::test]
+async fn a_stopped_engine_ends_what_is_left_at_its_deadline() {
+    let mut fixture = Fixture::one_shard(Script {
+        held: true,
+        ..Script::default()
+    })
+    .await;
+    let mut stream = fixture.submit(&[1, 2], 6);
+    fixture.shards[0].plans(2).await;
+    fixture.stop(Instant::now());
+    assert_eq!(read(&mut stream).await, (vec![], Err(EngineError::Stopped)));
+    assert_eq!(fixture.outcome().await, Ok(()));
+}
