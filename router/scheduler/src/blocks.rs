@@ -35,10 +35,6 @@ impl BlockPool {
         }
     }
 
-    pub(crate) fn num_blocks(&self) -> usize {
-        self.num_users.len()
-    }
-
     pub(crate) fn num_free(&self) -> usize {
         self.free.len()
     }

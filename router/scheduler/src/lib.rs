@@ -237,13 +237,13 @@ impl std::error::Error for ProtocolError {}
 pub struct Stats {
     pub num_waiting: usize,
     pub num_running: usize,
-    pub num_blocks: usize,
+    pub num_blocks: u32,
     /// Content unknown, nobody's.
-    pub num_free_blocks: usize,
+    pub num_free_blocks: u32,
     /// Held only by the prefix cache; given away when the free ones run out.
-    pub num_cached_blocks: usize,
+    pub num_cached_blocks: u32,
     /// In the block tables of running sequences.
-    pub num_used_blocks: usize,
+    pub num_used_blocks: u32,
     /// Plans whose result was not applied yet.
     pub num_outstanding_steps: usize,
     /// Tokens that the outstanding plans compute.

@@ -43,7 +43,7 @@ impl Scheduler {
     /// Queues a sequence behind all others.
     pub fn add(&mut self, id: SequenceId, spec: SequenceSpec) -> Result<(), AddError> {
         let tokens = spec.prompt.len() + spec.max_new_tokens as usize;
-        let capacity = self.blocks.num_blocks() * self.block_size();
+        let capacity = (self.config.num_blocks * self.config.block_size) as usize;
         if spec.prompt.is_empty() {
             return Err(AddError::EmptyPrompt);
         }
@@ -76,15 +76,16 @@ impl Scheduler {
     }
 
     pub fn stats(&self) -> Stats {
-        let num_blocks = self.blocks.num_blocks();
+        let num_free_blocks = self.blocks.num_free() as u32;
+        let num_cached_blocks = self.blocks.num_cached() as u32;
         let rows_in_flight = self.outstanding.iter().flat_map(|issued| &issued.rows);
         Stats {
             num_waiting: self.waiting.len(),
             num_running: self.running.len(),
-            num_blocks,
-            num_free_blocks: self.blocks.num_free(),
-            num_cached_blocks: self.blocks.num_cached(),
-            num_used_blocks: num_blocks - self.blocks.num_available(),
+            num_blocks: self.config.num_blocks,
+            num_free_blocks,
+            num_cached_blocks,
+            num_used_blocks: self.config.num_blocks - num_free_blocks - num_cached_blocks,
             num_outstanding_steps: self.outstanding.len(),
             num_tokens_in_flight: rows_in_flight.map(|row| row.num_tokens).sum(),
             num_preemptions: self.num_preemptions,
