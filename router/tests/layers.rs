@@ -4,6 +4,9 @@
 //! Reading JSON files of the model folder is the one use of JSON outside `http`: `input` (chat templates, `tokenizer_config.json`)
 //! and `tokenizer` parse what they load.
 
+// Helpers of tests may unwrap too.
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

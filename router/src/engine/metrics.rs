@@ -118,9 +118,9 @@ impl EngineMetrics {
         self.queue_size.set(stats.num_waiting as f64);
         self.batch_size.set(stats.num_running as f64);
         self.batch_max_tokens.set(num_admitted_tokens as f64);
-        self.blocks_free.set(stats.num_free_blocks as f64);
-        self.blocks_used.set(stats.num_used_blocks as f64);
-        self.blocks_cached.set(stats.num_cached_blocks as f64);
+        self.blocks_free.set(f64::from(stats.num_free_blocks));
+        self.blocks_used.set(f64::from(stats.num_used_blocks));
+        self.blocks_cached.set(f64::from(stats.num_cached_blocks));
         self.preemptions.absolute(stats.num_preemptions);
         self.prefix_query_tokens
             .absolute(stats.num_prefix_cache_query_tokens);

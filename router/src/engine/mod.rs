@@ -67,7 +67,7 @@ pub struct Progress {
     pub num_queued: usize,
     pub num_running: usize,
     /// KV blocks in the block tables of running sequences.
-    pub num_used_blocks: usize,
+    pub num_used_blocks: u32,
     /// Steps that all shards have answered.
     pub num_steps: u64,
     /// When the shards were last heard of, while they owe an answer: the last answer, or the plan that ended a silence.

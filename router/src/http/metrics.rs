@@ -4,48 +4,14 @@
 use std::time::{Duration, Instant};
 
 use metrics::{counter, describe_counter, describe_histogram, histogram};
-use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder};
 
 use super::answer::Usage;
 use super::errors::ApiError;
 use crate::generation::GenerationStream;
-use crate::types::Limits;
 
 const FIRST_TOKEN: &str = "text_gen_time_to_first_token_seconds";
 const INTER_TOKEN: &str = "text_gen_inter_token_latency_seconds";
 const CANCELLED: &str = "text_gen_request_cancelled";
-
-/// Sets the buckets that TGI used. Durations grow by half from 150 us; lengths go up to their limit in hundred steps.
-pub fn with_buckets(
-    builder: PrometheusBuilder,
-    limits: &Limits,
-) -> Result<PrometheusBuilder, BuildError> {
-    let durations: Vec<f64> = std::iter::successors(Some(0.0001 * 1.5), |value| Some(value * 1.5))
-        .take(35)
-        .collect();
-    let up_to = |max: usize| -> Vec<f64> {
-        (1..=100)
-            .map(|idx| max as f64 / 100.0 * f64::from(idx))
-            .collect()
-    };
-    let named = |name: &str| Matcher::Full(name.to_owned());
-    builder
-        .set_buckets_for_metric(Matcher::Suffix("duration".to_owned()), &durations)?
-        .set_buckets_for_metric(named(FIRST_TOKEN), &durations)?
-        .set_buckets_for_metric(named(INTER_TOKEN), &durations)?
-        .set_buckets_for_metric(
-            named("tgi_request_input_length"),
-            &up_to(limits.max_input_tokens),
-        )?
-        .set_buckets_for_metric(
-            named("tgi_request_generated_tokens"),
-            &up_to(limits.max_total_tokens),
-        )?
-        .set_buckets_for_metric(
-            named("tgi_request_max_new_tokens"),
-            &up_to(limits.max_total_tokens),
-        )
-}
 
 /// Registers every series of a request, so that the first scrape has them.
 pub fn describe() {
@@ -97,6 +63,7 @@ pub fn describe() {
         ),
     ] {
         describe_histogram!(name.to_owned(), text);
+        let _ = histogram!(name);
     }
     for name in ["tgi_request_count", "tgi_request_success", CANCELLED] {
         counter!(name).absolute(0);

@@ -27,12 +27,12 @@ use axum::extract::{DefaultBodyLimit, FromRequestParts};
 use axum::http::request::Parts;
 use axum::routing::{get, post};
 use axum::serve::ListenerExt;
-use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::generation::Generator;
+use crate::telemetry::MetricsHandle;
 use crate::types::{Limits, ModelInfo};
 use errors::ApiError;
 
@@ -59,7 +59,7 @@ pub struct HttpConfig {
     /// Everything but health needs it.
     pub api_key: Option<String>,
     pub payload_limit_bytes: usize,
-    pub metrics: PrometheusHandle,
+    pub metrics: MetricsHandle,
 }
 
 /// Answers clients until `shutdown`, then until the running requests are answered.
@@ -84,7 +84,7 @@ pub async fn serve(
 #[derive(Clone)]
 struct HttpState {
     phase: watch::Receiver<Phase>,
-    metrics: PrometheusHandle,
+    metrics: MetricsHandle,
 }
 
 /// All routes. The layers are outermost last: CORS answers preflights before the key is asked for.

@@ -63,6 +63,7 @@ fn builder(buckets: Buckets) -> Result<PrometheusBuilder, BuildError> {
     let batch_sizes: Vec<f64> = (1..=1024).map(f64::from).collect();
     PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("duration".to_string()), &durations())?
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_string()), &durations())?
         .set_buckets_for_metric(full("tgi_request_input_length"), &max_input_tokens)?
         .set_buckets_for_metric(full("tgi_request_max_new_tokens"), &max_total_tokens)?
         .set_buckets_for_metric(full("tgi_request_generated_tokens"), &max_total_tokens)?

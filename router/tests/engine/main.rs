@@ -1,5 +1,8 @@
 //! The engine against scripted shards, over real sockets. Nothing here sleeps: every wait is for an event.
 
+// Helpers of tests may unwrap too.
+#![allow(clippy::unwrap_used)]
+
 mod scripted_shard;
 
 mod shards;

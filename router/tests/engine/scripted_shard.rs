@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
@@ -25,6 +26,9 @@ use tonic::{Request, Response, Status, Streaming};
 pub mod proto {
     tonic::include_proto!("text_gen.shard.v1");
 }
+
+/// How long a test waits for an event before it fails. Far above what any needs.
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 pub const VOCAB_SIZE: u32 = 1000;
 pub const BLOCK_SIZE: u32 = 4;
@@ -152,10 +156,9 @@ impl ScriptedShard {
 
     /// The plans so far, once there are `n`.
     pub async fn plans(&mut self, n: usize) -> Vec<proto::StepPlan> {
-        self.num_arrived
-            .wait_for(|&arrived| arrived >= n)
-            .await
-            .unwrap();
+        let arrived = self.num_arrived.wait_for(|&arrived| arrived >= n);
+        let arrived = tokio::time::timeout(PATIENCE, arrived).await;
+        arrived.expect("the plan never came").unwrap();
         self.state.arrived.lock().unwrap().clone()
     }
 

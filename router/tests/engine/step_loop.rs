@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use scheduler::plan::SamplingParameters;
 use scheduler::{FinishReason, SchedulerConfig, SequenceSpec};
-use text_gen_router::engine::{EngineError, EngineHandle, StepLoop, TokenEvent, TokenStream};
+use text_gen_router::engine::{
+    EngineError, EngineHandle, Progress, StepLoop, TokenEvent, TokenStream,
+};
 use text_gen_router::shard::{PrepareParameters, ShardGroup};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
-use crate::scripted_shard::{Script, ScriptedShard, VOCAB_SIZE, continuation};
+use crate::scripted_shard::{PATIENCE, Script, ScriptedShard, VOCAB_SIZE, continuation};
 
 /// A running engine with its shards.
 struct Fixture {
@@ -76,10 +78,10 @@ impl Fixture {
     /// Until no sequence is open and the shards owe nothing.
     async fn idle(&self) {
         let mut progress = self.engine.watch_progress();
-        let is_idle = |progress: &text_gen_router::engine::Progress| {
+        let is_idle = |progress: &Progress| {
             progress.num_queued + progress.num_running == 0 && progress.waiting_since.is_none()
         };
-        progress.wait_for(is_idle).await.unwrap();
+        reached(&mut progress, is_idle).await;
     }
 
     fn stop(&mut self, deadline: Instant) {
@@ -89,6 +91,12 @@ impl Fixture {
     async fn outcome(&mut self) -> Result<(), EngineError> {
         self.task.join_next().await.unwrap().unwrap()
     }
+}
+
+/// Waits until the engine is that far.
+async fn reached(progress: &mut watch::Receiver<Progress>, is_reached: impl Fn(&Progress) -> bool) {
+    let reached = timeout(PATIENCE, progress.wait_for(is_reached)).await;
+    reached.expect("the engine never got there").unwrap();
 }
 
 fn spec(prompt: &[u32], max_new_tokens: u32) -> SequenceSpec {
@@ -105,7 +113,10 @@ fn spec(prompt: &[u32], max_new_tokens: u32) -> SequenceSpec {
 /// Everything that a sequence produced, and how it ended.
 async fn read(stream: &mut TokenStream) -> (Vec<u32>, Result<FinishReason, EngineError>) {
     let mut tokens = Vec::new();
-    while let Some(event) = stream.next().await {
+    while let Some(event) = timeout(PATIENCE, stream.next())
+        .await
+        .expect("no event came")
+    {
         match event {
             TokenEvent::Admitted { .. } | TokenEvent::PromptLogprobs(_) => (),
             TokenEvent::Failed(error) => return (tokens, Err(error)),
@@ -159,10 +170,10 @@ async fn the_shard_has_the_next_plan_before_it_answers() {
         assert_eq!(plans.len(), expected, "two plans are outstanding, no more");
         fixture.shards[0].release(1);
         let mut progress = fixture.engine.watch_progress();
-        progress
-            .wait_for(|progress| progress.num_steps > answered as u64)
-            .await
-            .unwrap();
+        reached(&mut progress, |progress| {
+            progress.num_steps > answered as u64
+        })
+        .await;
     }
     fixture.shards[0].release_all();
     assert_eq!(read(&mut stream).await.0, continuation(&[1, 2, 3], 4));
@@ -242,15 +253,9 @@ async fn a_queued_sequence_that_is_dropped_leaves_the_queue_while_a_step_is_held
     fixture.shards[0].plans(2).await;
     let queued = fixture.submit(&[4, 5, 6], 5);
     let mut progress = fixture.engine.watch_progress();
-    progress
-        .wait_for(|progress| progress.num_queued == 1)
-        .await
-        .unwrap();
+    reached(&mut progress, |progress| progress.num_queued == 1).await;
     drop(queued);
-    progress
-        .wait_for(|progress| progress.num_queued == 0)
-        .await
-        .unwrap();
+    reached(&mut progress, |progress| progress.num_queued == 0).await;
     assert_eq!(progress.borrow().num_steps, 0, "no step had to end for it");
     fixture.shards[0].release_all();
     assert_eq!(read(&mut running).await.0, continuation(&[1, 2, 3], 5));
