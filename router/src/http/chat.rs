@@ -140,7 +140,7 @@ impl From<Message> for Value {
                 message.content.map_or(Value::from(()), Value::from),
             ),
         ];
-        own.into_iter().chain(message.others).collect()
+        Value::from_pairs(own.into_iter().chain(message.others))
     }
 }
 

@@ -1,0 +1,3 @@
+//! Routes over a scripted engine.
+
+mod replay_tmp;
