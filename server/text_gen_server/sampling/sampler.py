@@ -90,6 +90,8 @@ def _draw(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     # Rounding must not lift the target to the total, which nothing is above.
     target = torch.minimum((uniform(seeds, positions) * total).to(cumulative.dtype), total.nextafter(torch.zeros_like(total)))
     token_ids = torch.searchsorted(cumulative, target.unsqueeze(1), right=True).clamp_(max=logits.shape[-1] - 1)
+    if device.type == "cpu":
+        return token_ids.squeeze(1)
     # A parallel running sum need not be flat where a probability is 0; a token that was filtered out is never drawn.
     is_possible = probabilities.gather(-1, token_ids) > 0
     return torch.where(is_possible, token_ids, probabilities.argmax(-1, keepdim=True)).squeeze(1)
