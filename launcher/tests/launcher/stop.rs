@@ -98,7 +98,7 @@ fn a_shard_that_dies_while_the_router_drains_is_a_failure() {
     let server = SERVER.replace("live ;;", "echo $$ > \"${EVENTS%/*}/pid\"; live ;;");
     let router = ROUTER.replace(
         "live\n",
-        "on_term() { kill -KILL $(cat \"${EVENTS%/*}/pid\"); on_term() { exit 0; }; }\nlive\n",
+        "on_term() { trap - TERM; kill -KILL $(cat \"${EVENTS%/*}/pid\"); wait; }\nlive\n",
     );
     let mut stage = Stage::new().router(&router).server(&server);
     let mut launcher = stage.launch(&[]);
