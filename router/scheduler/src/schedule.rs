@@ -33,6 +33,7 @@ impl Scheduler {
     pub fn schedule(&mut self) -> Option<StepPlan> {
         let mut step = Step::new(&self.config);
 
+        // Oldest first, so that what is short is short for the youngest.
         let mut next_arrival = 0;
         while let Some((&arrival, &id)) = self.running.range(next_arrival..).next() {
             next_arrival = arrival + 1;
@@ -42,6 +43,7 @@ impl Scheduler {
             }
         }
 
+        // Oldest first too, and nobody overtakes one that does not fit.
         while step.can_admit()
             && let Some((_, &id)) = self.waiting.first_key_value()
             && self.admit(id, &mut step)
