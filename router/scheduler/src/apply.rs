@@ -1,6 +1,6 @@
 //! `apply`: what the result of a step means for each sequence. A result is checked as a whole before anything changes.
 
-use crate::plan::{RowOutcome, RowResult, SampledToken, SequenceId, StepResult};
+use crate::plan::{RowOutcome, RowResult, SequenceId, StepResult};
 use crate::schedule::{IssuedPlan, IssuedRow};
 use crate::{ProtocolError, Scheduler, SequenceEvent};
 
@@ -19,9 +19,7 @@ impl Scheduler {
             .flat_map(|issued| issued.rows)
         {
             let row_result = row_results.next_if(|next| next.sequence_id == row.sequence_id);
-            if self.is_live(&row) {
-                self.apply_row(&row, row_result, &mut events);
-            }
+            self.apply_row(&row, row_result, &mut events);
         }
         Ok(events)
     }
@@ -41,9 +39,7 @@ impl Scheduler {
         let mut row_results = result.rows.iter().peekable();
         for row in &issued.rows {
             let row_result = row_results.next_if(|next| next.sequence_id == row.sequence_id);
-            if self.is_live(row) {
-                self.check_row(issued.step_id, row, row_result)?;
-            }
+            self.check_row(issued.step_id, row, row_result)?;
         }
         match row_results.next() {
             None => Ok(()),
@@ -61,7 +57,10 @@ impl Scheduler {
         row_result: Option<&RowResult>,
     ) -> Result<(), ProtocolError> {
         let sequence_id = row.sequence_id;
-        let sequence = &self.sequences[&sequence_id];
+        let sequence = match self.sequences.get(&sequence_id) {
+            Some(sequence) if sequence.arrival == row.arrival => sequence,
+            _ => return Ok(()),
+        };
         let num_logprobs = row_result.map_or(0, |row_result| row_result.prompt_logprobs.len());
         if sequence.num_received_logprobs + num_logprobs >= sequence.prompt_len {
             return Err(ProtocolError::TooManyPromptLogprobs {
@@ -82,14 +81,8 @@ impl Scheduler {
         }
     }
 
-    /// The sequence has not ended since the plan was issued.
-    fn is_live(&self, row: &IssuedRow) -> bool {
-        self.sequences
-            .get(&row.sequence_id)
-            .is_some_and(|sequence| sequence.arrival == row.arrival)
-    }
-
-    /// A sequence that waits was preempted after the plan was issued: its token counts, its blocks are gone.
+    /// A sequence that is gone drops its result; the arrival tells it from another one of the same id. One that waits was preempted
+    /// after the plan was issued: its token counts, its blocks are gone.
     fn apply_row(
         &mut self,
         row: &IssuedRow,
@@ -98,7 +91,10 @@ impl Scheduler {
     ) {
         let id = row.sequence_id;
         let block_size = self.block_size();
-        let sequence = self.sequences.get_mut(&id).expect("the sequence is live");
+        let sequence = match self.sequences.get_mut(&id) {
+            Some(sequence) if sequence.arrival == row.arrival => sequence,
+            _ => return,
+        };
         sequence.num_rows_in_flight -= 1;
         sequence.num_unknown_tokens -= usize::from(row.samples);
 
@@ -122,23 +118,20 @@ impl Scheduler {
             }
         }
         if let Some(RowOutcome::Token(token)) = outcome {
-            events.push(self.accept_token(id, token));
+            let finish_reason = sequence.push_token(token.token_id);
+            if finish_reason.is_some() {
+                self.end(id);
+            }
+            events.push(SequenceEvent::Token(id, token, finish_reason));
         }
-    }
-
-    fn accept_token(&mut self, id: SequenceId, token: SampledToken) -> SequenceEvent {
-        let sequence = self.sequences.get_mut(&id).expect("the sequence is live");
-        let finish_reason = sequence.push_token(token.token_id);
-        if finish_reason.is_some() {
-            self.end(id);
-        }
-        SequenceEvent::Token(id, token, finish_reason)
     }
 
     /// Ends a sequence whose logits were not finite. Its K/V may be broken from an earlier chunk on, so its content leaves the
     /// prefix cache: a second try must not read it.
     fn fail(&mut self, id: SequenceId) {
-        let sequence = self.sequences.get_mut(&id).expect("the sequence is live");
+        let Some(sequence) = self.sequences.get_mut(&id) else {
+            return;
+        };
         if let Some(residence) = &mut sequence.residence {
             residence.num_confirmed_tokens = 0;
         }

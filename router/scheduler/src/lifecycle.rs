@@ -122,7 +122,7 @@ impl Scheduler {
             return;
         };
         if self.config.prefix_caching {
-            sequence.register_blocks_anew(&mut self.blocks, block_size);
+            sequence.register_copies(&mut self.blocks, block_size);
         }
         if let Some(residence) = sequence.residence.take() {
             self.blocks.release(&residence.block_table);

@@ -25,7 +25,6 @@ struct Step {
     new_sequences: Vec<NewSequence>,
     decode_rows: Vec<(Row, IssuedRow)>,
     prefill_rows: Vec<(Row, IssuedRow)>,
-    preempted: bool,
 }
 
 impl Scheduler {
@@ -34,15 +33,17 @@ impl Scheduler {
     pub fn schedule(&mut self) -> Option<StepPlan> {
         let mut step = Step::new(&self.config);
 
+        // Oldest first, so that what is short is short for the youngest.
         let mut next_arrival = 0;
         while let Some((&arrival, &id)) = self.running.range(next_arrival..).next() {
             next_arrival = arrival + 1;
             let num_tokens = step.num_tokens_for(&self.sequences[&id]);
-            if num_tokens > 0 && self.make_room(id, num_tokens, &mut step) {
+            if num_tokens > 0 && self.make_room(id, num_tokens) {
                 self.push_row(id, num_tokens, &mut step);
             }
         }
 
+        // Oldest first too, and nobody overtakes one that does not fit.
         while step.can_admit()
             && let Some((_, &id)) = self.waiting.first_key_value()
             && self.admit(id, &mut step)
@@ -56,12 +57,14 @@ impl Scheduler {
 
     /// Preempts the youngest until there are blocks for more tokens of a running sequence. False: it was the youngest itself. Older
     /// sequences are never touched, so no row of this step is taken back.
-    fn make_room(&mut self, id: SequenceId, num_tokens: usize, step: &mut Step) -> bool {
-        let num_missing = self.num_missing_blocks(&self.sequences[&id], num_tokens);
+    fn make_room(&mut self, id: SequenceId, num_tokens: usize) -> bool {
+        let residence = self.sequences[&id].residence.as_ref();
+        let num_missing = residence
+            .expect("`id` is running")
+            .num_missing_blocks(&self.blocks, num_tokens);
         while self.blocks.num_available() < num_missing {
             let (_, &youngest) = self.running.last_key_value().expect("`id` is running");
             self.preempt(youngest);
-            step.preempted = true;
             if youngest == id {
                 return false;
             }
@@ -112,11 +115,11 @@ impl Scheduler {
 
     /// Schedules tokens of a running sequence for which there are blocks.
     fn push_row(&mut self, id: SequenceId, num_tokens: usize, step: &mut Step) {
-        let num_missing = self.num_missing_blocks(&self.sequences[&id], num_tokens);
         let sequence = self.sequences.get_mut(&id).expect("`id` is running");
         let is_decode = sequence.is_decode();
         let samples = num_tokens == sequence.num_uncomputed_tokens();
         let residence = sequence.residence.as_mut().expect("`id` is running");
+        let num_missing = residence.num_missing_blocks(&self.blocks, num_tokens);
         residence
             .block_table
             .extend((0..num_missing).map(|_| self.blocks.allocate()));
@@ -144,15 +147,6 @@ impl Scheduler {
             step.prefill_budget -= num_tokens;
             step.prefill_rows.push((row, issued));
         }
-    }
-
-    /// Blocks to add to a running sequence's table before `num_tokens` more are computed.
-    fn num_missing_blocks(&self, sequence: &Sequence, num_tokens: usize) -> usize {
-        let residence = sequence.residence.as_ref().expect("it is running");
-        let num_blocks = self
-            .blocks
-            .blocks_for(residence.num_computed_tokens + num_tokens);
-        num_blocks.saturating_sub(residence.block_table.len())
     }
 
     fn issue(&mut self, step: Step) -> Option<StepPlan> {
@@ -188,7 +182,6 @@ impl Step {
             new_sequences: Vec::new(),
             decode_rows: Vec::new(),
             prefill_rows: Vec::new(),
-            preempted: false,
         }
     }
 
@@ -202,10 +195,9 @@ impl Step {
     }
 
     /// Whether another sequence may start in this step. While prefill budget is left, each running sequence that has something to
-    /// compute has a row, so `max_batch_size` holds for later steps too. A step that preempted takes nobody in: blocks are
-    /// short, and the first in the queue is the one preempted.
+    /// compute has a row, so `max_batch_size` holds for later steps too.
     fn can_admit(&self) -> bool {
         let num_rows = self.decode_rows.len() + self.prefill_rows.len();
-        num_rows < self.max_rows && self.prefill_budget > 0 && !self.preempted
+        num_rows < self.max_rows && self.prefill_budget > 0
     }
 }

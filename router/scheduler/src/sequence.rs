@@ -42,6 +42,8 @@ pub(crate) struct Residence {
     pub(crate) num_confirmed_tokens: usize,
     /// Leading blocks whose content is registered, by this block or by an equal one.
     num_registered_blocks: usize,
+    /// Some of them are copies of the registered block.
+    has_copies: bool,
     /// The node of the last of them.
     node_id: NodeId,
 }
@@ -95,14 +97,16 @@ impl Sequence {
             num_computed_tokens: num_cached_tokens,
             num_confirmed_tokens: num_cached_tokens,
             num_registered_blocks: cached.len(),
+            has_copies: false,
             node_id: cached.last().map_or(NodeId::ROOT, |node| node.node_id),
         });
     }
 
     /// Of the next values from the shards, those not reported yet: a sequence that was preempted computes its prompt twice.
     pub(crate) fn new_logprobs(&mut self, mut logprobs: Vec<f32>) -> Vec<f32> {
-        let num_old =
-            self.num_reported_logprobs - self.num_received_logprobs.min(self.num_reported_logprobs);
+        let num_old = self
+            .num_reported_logprobs
+            .saturating_sub(self.num_received_logprobs);
         self.num_received_logprobs += logprobs.len();
         self.num_reported_logprobs = self.num_reported_logprobs.max(self.num_received_logprobs);
         logprobs.drain(..num_old.min(logprobs.len()));
@@ -133,19 +137,31 @@ impl Sequence {
                 node_id: residence.node_id,
             };
             let tokens = &self.tokens[block_idx * block_size..][..block_size];
-            let node = pool.register(parent, tokens, residence.block_table[block_idx]);
+            let block_id = residence.block_table[block_idx];
+            let node = pool.register(parent, tokens, block_id);
+            residence.has_copies |= node.block_id != block_id;
             residence.node_id = node.node_id;
             residence.num_registered_blocks = block_idx + 1;
         }
     }
 
-    /// As `register_blocks`, from the first block on. An equal block of another sequence, under which this one's were
-    /// registered, may have been evicted; then this one's take its place, and what follows can be found again.
-    pub(crate) fn register_blocks_anew(&mut self, pool: &mut BlockPool, block_size: usize) {
-        if let Some(residence) = &mut self.residence {
+    /// Before the blocks are released: where an equal block of another sequence was the registered one, it may have been evicted
+    /// since. Then this sequence's copy takes its place, and what follows can be found again.
+    pub(crate) fn register_copies(&mut self, pool: &mut BlockPool, block_size: usize) {
+        if let Some(residence) = &mut self.residence
+            && residence.has_copies
+        {
             residence.num_registered_blocks = 0;
             residence.node_id = NodeId::ROOT;
+            self.register_blocks(pool, block_size);
         }
-        self.register_blocks(pool, block_size);
+    }
+}
+
+impl Residence {
+    /// Blocks that the table lacks for `num_tokens` more.
+    pub(crate) fn num_missing_blocks(&self, pool: &BlockPool, num_tokens: usize) -> usize {
+        let num_blocks = pool.blocks_for(self.num_computed_tokens + num_tokens);
+        num_blocks.saturating_sub(self.block_table.len())
     }
 }

@@ -101,6 +101,14 @@ fn the_next_turn_of_a_chat_finds_the_answer_to_the_last() {
 }
 
 #[test]
+fn what_was_computed_after_a_cached_prefix_is_found_behind_it() {
+    let mut scheduler = warm();
+    scheduler.must_add(3, spec(0..18, 1));
+    assert_eq!(scheduler.step(&[(3, 70)]).len(), 1);
+    assert_eq!(num_cached_tokens(&mut scheduler, spec(0..18, 1)), 16);
+}
+
+#[test]
 fn a_running_sequence_shares_what_was_confirmed() {
     let mut scheduler = Scheduler::new(config());
     scheduler.must_add(1, spec(0..10, 9));
