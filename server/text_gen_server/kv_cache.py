@@ -5,8 +5,10 @@ business; nothing here allocates, frees or counts blocks.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 if TYPE_CHECKING:
@@ -41,9 +43,7 @@ class KVCache:
         """Zeroed, so that slots never written hold finite numbers: attention multiplies masked values by zero."""
         heads = tensor_parallel.split_kv_heads(config.num_kv_heads)
         shape = (num_blocks * block_size + 1, heads.stop - heads.start, config.head_dim)
-        key_slots, value_slots = (
-            tuple(torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)) for _ in range(2)
-        )
+        key_slots, value_slots = (tuple(_zeros(shape, dtype, device) for _ in range(config.num_layers)) for _ in range(2))
         keys, values = (
             tuple(layer[:-1].view(num_blocks, block_size, *shape[1:]) for layer in slots) for slots in (key_slots, value_slots)
         )
@@ -70,3 +70,13 @@ class KVCache:
         """Sets blocks to zero in all layers. block_ids: [any] int64"""
         for layer in (*self.keys, *self.values):
             layer.index_fill_(0, block_ids, 0)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros. On the CPU their memory is taken when a block is first written: to touch gigabytes at the start takes half a minute,
+    and a laptop seldom needs all of them.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    untouched = np.zeros(prod(shape) * dtype.itemsize, dtype=np.uint8)  # the kernel's zero pages; torch.zeros writes its own
+    return torch.from_numpy(untouched).view(dtype).view(shape)
