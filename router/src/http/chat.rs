@@ -1,7 +1,6 @@
 //! `/v1/chat/completions`: messages in, a message or its pieces out, in OpenAI's shapes as TGI wrote them.
 
 use axum::Json;
-use axum::extract::rejection::JsonRejection;
 use axum::http::HeaderMap;
 use axum::response::sse::Event;
 use axum::response::{IntoResponse, Response};
@@ -160,14 +159,7 @@ pub fn conversation(messages: Vec<Object<Message>>) -> Chat {
     }
 }
 
-pub async fn chat(
-    Ready(app): Ready,
-    body: Result<Json<Object<ChatBody>>, JsonRejection>,
-) -> Response {
-    let Object(body) = match body {
-        Ok(Json(body)) => body,
-        Err(rejection) => return rejection.into_response(),
-    };
+pub async fn chat(Ready(app): Ready, Json(Object(body)): Json<Object<ChatBody>>) -> Response {
     let form = Form {
         identity: Identity::new(&app, "chatcmpl", body.model.clone()),
         logprobs: body.logprobs.unwrap_or(false),

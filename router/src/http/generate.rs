@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use axum::Json;
-use axum::extract::rejection::JsonRejection;
+use axum::http::HeaderMap;
 use axum::response::sse::Event;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
@@ -58,48 +58,36 @@ pub struct GenerateParameters {
 
 pub async fn compat(
     Ready(app): Ready,
-    body: Result<Json<Object<GenerateBody>>, JsonRejection>,
-) -> Result<Response, Response> {
-    let mut body = typed(body)?;
-    let streamed = body.stream.unwrap_or(false);
+    Json(Object(mut body)): Json<Object<GenerateBody>>,
+) -> Response {
     let parameters = body
         .parameters
         .get_or_insert_with(|| Object(without_parameters()));
     parameters.0.return_full_text.get_or_insert(true);
-    if streamed {
-        return Ok(stream(&app, body).await);
+    if body.stream.unwrap_or(false) {
+        return stream(&app, body).await;
     }
-    let (headers, response) = whole(&app, body)
-        .await
-        .map_err(IntoResponse::into_response)?;
-    Ok((headers, Json([response])).into_response())
+    match whole(&app, body).await {
+        Ok((headers, response)) => (headers, Json([response])).into_response(),
+        Err(error) => error.into_response(),
+    }
 }
 
 pub async fn generate(
     Ready(app): Ready,
-    body: Result<Json<Object<GenerateBody>>, JsonRejection>,
-) -> Result<Response, Response> {
-    let body = typed(body)?;
-    let (headers, response) = whole(&app, body)
-        .await
-        .map_err(IntoResponse::into_response)?;
-    Ok((headers, Json(response)).into_response())
+    Json(Object(body)): Json<Object<GenerateBody>>,
+) -> Response {
+    match whole(&app, body).await {
+        Ok((headers, response)) => (headers, Json(response)).into_response(),
+        Err(error) => error.into_response(),
+    }
 }
 
 pub async fn generate_stream(
     Ready(app): Ready,
-    body: Result<Json<Object<GenerateBody>>, JsonRejection>,
-) -> Result<Response, Response> {
-    Ok(stream(&app, typed(body)?).await)
-}
-
-fn typed(
-    body: Result<Json<Object<GenerateBody>>, JsonRejection>,
-) -> Result<GenerateBody, Response> {
-    match body {
-        Ok(Json(Object(body))) => Ok(body),
-        Err(rejection) => Err(rejection.into_response()),
-    }
+    Json(Object(body)): Json<Object<GenerateBody>>,
+) -> Response {
+    stream(&app, body).await
 }
 
 /// A body without `parameters` samples; one with an empty object does not.
@@ -241,10 +229,7 @@ struct StreamDetails {
     input_length: usize,
 }
 
-async fn whole(
-    app: &App,
-    body: GenerateBody,
-) -> Result<(axum::http::HeaderMap, GenerateResponse), ApiError> {
+async fn whole(app: &App, body: GenerateBody) -> Result<(HeaderMap, GenerateResponse), ApiError> {
     let (form, request) = request(body, false).map_err(|error| {
         let error = ApiError::from(error);
         metrics::refused(&error);
