@@ -5,7 +5,7 @@ use axum::Json;
 use serde::{Deserialize, Serialize};
 
 use super::body::Object;
-use super::chat::{self, ChatBody};
+use super::chat_body::{self, ChatBody};
 use super::errors::ApiError;
 use super::{App, Ready};
 use crate::tokenizer::TokenSpan;
@@ -44,7 +44,7 @@ pub async fn chat_tokenize(
     Ready(app): Ready,
     Json(Object(body)): Json<Object<ChatBody>>,
 ) -> Result<Json<ChatTokens>, ApiError> {
-    let chat = chat::conversation(body.messages);
+    let chat = chat_body::conversation(body.messages);
     let (tokenize_response, templated_text) = tokens(&app, Prompt::Chat(chat)).await?;
     Ok(Json(ChatTokens {
         tokenize_response,
