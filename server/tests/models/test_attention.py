@@ -69,6 +69,15 @@ def test_a_long_prefill_is_computed_in_slices(monkeypatch: pytest.MonkeyPatch) -
         torch.testing.assert_close(prepared.attend(0, query, window), expected)
 
 
+@pytest.mark.parametrize("window", [11, 12, 13])
+def test_a_window_about_as_long_as_the_prompt_hides_what_it_should(window: int) -> None:
+    cache, query = make_cache(4, 4, 1, 8), torch.randn(12, 2, 8)
+    metadata = metadata_of([[2, 0, 1]], [12], [12], 0)
+    prepared = CpuAttention().prepare(metadata, cache)
+    expected = ReferenceAttention().prepare(metadata, cache).attend(0, query, window)
+    torch.testing.assert_close(prepared.attend(0, query, window), expected)
+
+
 def test_a_poisoned_neighbour_does_not_reach_other_rows() -> None:
     cache = make_cache(12, 4, 1, 8)
     # Row 1 owns block 0, which pads the table of row 0, and has NaN in all of it.
