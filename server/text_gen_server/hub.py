@@ -4,6 +4,7 @@ Fetches safetensors, configuration and tokenizer only. Must not import torch, an
 Everything a user can get wrong is a ValueError that says what is missing and what to do.
 """
 
+import io
 import json
 import logging
 import time
@@ -126,11 +127,13 @@ def _snapshot(model_id: str, revision: str | None, cache_dir: Path | None) -> Pa
         """A progress bar that writes a log line now and then."""
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            kwargs.update(disable=False, mininterval=SECS_BETWEEN_PROGRESS_LINES)
+            self.next_line = time.monotonic() + SECS_BETWEEN_PROGRESS_LINES
+            kwargs.update(disable=False, file=io.StringIO())
             super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call, unused-ignore]
 
         def display(self, msg: str | None = None, pos: int | None = None) -> bool:  # noqa: ARG002
-            if self.n and self.unit == "B":
+            if self.unit == "B" and time.monotonic() >= self.next_line:
+                self.next_line = time.monotonic() + SECS_BETWEEN_PROGRESS_LINES
                 log.info("downloading %s: %.0f of %.0f MB", model_id, self.n / 1e6, (self.total or 0) / 1e6)
             return True
 

@@ -35,6 +35,7 @@ BAD_PLANS = {
     "nothing scheduled": (plan(row(1, 0)), "num_scheduled_tokens is 0"),
     "more scheduled than known": (plan(row(1, 2, 3)), "2 tokens scheduled, 1 left"),
     "no block for the tokens": (plan(row(9, 3), add=(new(),)), "3 tokens do not fit in its blocks of 0 tokens"),
+    "a block too few": (plan(row(9, 5, 3), add=(new(token_ids=(1,) * 5),)), "5 tokens do not fit in its blocks of 4 tokens"),
     "cached tokens without their blocks": (
         plan(row(9, 1, 3), add=(new(token_ids=(1,) * 9, num_computed_tokens=8),)),
         "9 tokens do not fit in its blocks of 4 tokens",

@@ -140,6 +140,13 @@ def test_prompt_logprobs_in_slices_are_those_of_one_piece(runner: Runner, monkey
     assert logprobs() == whole
 
 
+def test_prompt_logprobs_of_a_sequence_that_comes_back_end_with_its_prompt(runner: Runner) -> None:
+    router = FakeRouter(runner)
+    router.add(1, [*PROMPT, 50, 51, 52], prompt_len=len(PROMPT), sampling=SamplingParameters(prompt_logprobs=True))
+    assert len(router.step(s1=11)[1].prompt_logprobs) == len(PROMPT) - 1
+    assert router.step(s1=1)[1].prompt_logprobs == ()
+
+
 def test_a_row_that_is_not_finite_fails_alone_and_its_neighbours_are_untouched(runner: Runner) -> None:
     expected = generate(runner, PROMPT, 2)
     router = FakeRouter(runner)

@@ -240,6 +240,22 @@ def test_eight_rows_together_are_bit_equal_to_each_alone(vocabulary: int, thread
     torch.set_num_threads(1)
 
 
+@pytest.mark.parametrize(("number", "expected"), [(0.0, 2), (0.4999, 2), (0.5, 5), (1 - 2**-53, 5)])
+def test_the_ends_of_the_unit_interval_draw_tokens_that_are_possible(
+    monkeypatch: pytest.MonkeyPatch, number: float, expected: int
+) -> None:
+    monkeypatch.setattr(
+        "text_gen_server.sampling.sampler.uniform", lambda seeds, _: torch.full(seeds.shape, number, dtype=torch.float64)
+    )
+    logits = torch.zeros(1, 9)
+    logits[0, [2, 5]] = 50.0
+    assert sample(logits, [row(replace(SAMPLED, top_k=2))]).token_ids.item() == expected
+
+
+def test_the_position_of_a_draw_is_the_index_of_its_token_in_the_sequence() -> None:
+    assert row(tokens=(7, 8, 9, 7, 8), prompt_len=3).position == 5
+
+
 def test_the_draw_depends_on_the_seed_and_on_the_position() -> None:
     logits = torch.zeros(1, 1000)
     seen = {sample(logits, [row(replace(SAMPLED, seed=seed), (0,) * position)]).token_ids.item()

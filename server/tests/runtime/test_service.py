@@ -192,8 +192,9 @@ BAD_PLANS: dict[str, dict[str, Any]] = {
 def test_a_bad_plan_ends_the_stream_and_the_next_stream_starts_clean(shard: Shard, bad: dict[str, Any]) -> None:
     stream = Stream(shard)
     stream.plans.put(pb.StepPlan(step_id=1, **bad))
-    stream.plans.put(pb.StepPlan(step_id=2))  # waits behind it, and is never run
+    stream.plans.put(pb.StepPlan(step_id=777))  # waits behind it, and is never run
     assert stream.status() == grpc.StatusCode.INVALID_ARGUMENT
+    assert shard.stub.Health(pb.HealthRequest(), timeout=10).last_step_id != 777
     assert shard.num_sequences() == 0
     assert len(generate(shard, 2, sampling=GREEDY)[0]) == 2
 
