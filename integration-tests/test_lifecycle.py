@@ -67,7 +67,7 @@ def test_a_dead_shard_ends_the_streams_with_an_error_and_the_server_with_a_code(
         wait_ready(server)
         children = descendants(server.process.pid)
         shard = next(pid for pid in children if "serve" in command_of(pid) and "--rank" in command_of(pid))
-        body = {"inputs": "def", "parameters": {"max_new_tokens": 1500}}
+        body = {"inputs": "def", "parameters": {"max_new_tokens": 1500, "ignore_eos": True}}
         with server.client() as client, client.stream("POST", "/generate_stream", json=body) as response:
             lines = response.iter_lines()
             assert next(lines).startswith("data:")
@@ -85,7 +85,7 @@ def test_sigterm_lets_running_streams_finish(llama_folder: Path) -> None:
     server = started(llama_folder, *GENTLE)
     try:
         wait_ready(server)
-        body = {"inputs": "def", "parameters": {"max_new_tokens": 400}}
+        body = {"inputs": "def", "parameters": {"max_new_tokens": 400, "ignore_eos": True}}
         with server.client() as client, client.stream("POST", "/generate_stream", json=body) as response:
             lines = response.iter_lines()
             assert next(lines).startswith("data:")
