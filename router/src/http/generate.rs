@@ -40,6 +40,7 @@ pub struct GenerateParameters {
     do_sample: Option<bool>,
     max_new_tokens: Option<u32>,
     min_tokens: Option<u32>,
+    #[serde(alias = "ignore_eos_token")]
     ignore_eos: Option<bool>,
     return_full_text: Option<bool>,
     stop: Option<Vec<String>>,
