@@ -194,3 +194,8 @@ impl From<EngineError> for GenerateError {
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod scripted;
+#[cfg(test)]
+pub(crate) mod tests;

@@ -66,7 +66,13 @@ impl LogitBias {
         };
         match self {
             Self::ByToken(entries) => entries.into_iter().map(entry).collect(),
-            Self::Ignored(_) => Ok(Vec::new()),
+            Self::Ignored(numbers) => {
+                tracing::debug!(
+                    "a `logit_bias` of {} bare numbers is ignored",
+                    numbers.len()
+                );
+                Ok(Vec::new())
+            }
         }
     }
 }

@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 
 use axum::Json;
-use axum::extract::rejection::JsonRejection;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
@@ -83,12 +82,8 @@ impl TryFrom<TypedPrompts> for Prompts {
 
 pub async fn completions(
     Ready(app): Ready,
-    body: Result<Json<Object<CompletionBody>>, JsonRejection>,
+    Json(Object(mut body)): Json<Object<CompletionBody>>,
 ) -> Response {
-    let Object(mut body) = match body {
-        Ok(Json(body)) => body,
-        Err(rejection) => return rejection.into_response(),
-    };
     if let Err(error) = check(&app, &body) {
         metrics::refused(&error);
         return error.into_response();

@@ -1,6 +1,9 @@
 //! Which web pages may call the server. Off until origins are configured; then they may also send the API key.
 
-use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
+use axum::http::header::{
+    ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, CONTENT_TYPE,
+    ORIGIN,
+};
 use axum::http::{HeaderValue, Method};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
@@ -24,6 +27,12 @@ pub fn layer(origins: &[String]) -> Result<Option<CorsLayer>, BadOrigin> {
         CorsLayer::new()
             .allow_methods([Method::GET, Method::POST])
             .allow_headers([CONTENT_TYPE, AUTHORIZATION])
-            .allow_origin(allow_origin),
+            .allow_origin(allow_origin)
+            // Named in full, because caches between us and the browser go by it, also for `*`.
+            .vary([
+                ORIGIN,
+                ACCESS_CONTROL_REQUEST_METHOD,
+                ACCESS_CONTROL_REQUEST_HEADERS,
+            ]),
     ))
 }

@@ -4,24 +4,22 @@
 use std::collections::VecDeque;
 
 use axum::Json;
-use axum::extract::rejection::JsonRejection;
-use axum::response::sse::Event;
+use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
-use super::answer::{self, Collected, CollectedSequence, Step, Usage};
+use super::answer::{self, Collected, CollectedSequence, Usage};
 use super::body::Object;
 use super::errors::ApiError;
-use super::sse::{self, EventWriter};
+use super::generate_stream::stream;
 use super::{App, Ready, metrics};
-use crate::generation::Progress;
 use crate::input::ValidationError;
-use crate::output::{Finish, TextDelta, Token, TopToken};
+use crate::output::{Finish, Token, TopToken};
 use crate::types::{Parameters, Prompt, Request, SamplingMode};
 
 #[derive(Deserialize)]
 pub struct GenerateBody {
-    inputs: String,
+    pub inputs: String,
     parameters: Option<Object<GenerateParameters>>,
     /// Only `/` looks at it.
     stream: Option<bool>,
@@ -58,48 +56,36 @@ pub struct GenerateParameters {
 
 pub async fn compat(
     Ready(app): Ready,
-    body: Result<Json<Object<GenerateBody>>, JsonRejection>,
-) -> Result<Response, Response> {
-    let mut body = typed(body)?;
-    let streamed = body.stream.unwrap_or(false);
+    Json(Object(mut body)): Json<Object<GenerateBody>>,
+) -> Response {
     let parameters = body
         .parameters
         .get_or_insert_with(|| Object(without_parameters()));
     parameters.0.return_full_text.get_or_insert(true);
-    if streamed {
-        return Ok(stream(&app, body).await);
+    if body.stream.unwrap_or(false) {
+        return stream(&app, body).await;
     }
-    let (headers, response) = whole(&app, body)
-        .await
-        .map_err(IntoResponse::into_response)?;
-    Ok((headers, Json([response])).into_response())
+    match whole(&app, body).await {
+        Ok((headers, response)) => (headers, Json([response])).into_response(),
+        Err(error) => error.into_response(),
+    }
 }
 
 pub async fn generate(
     Ready(app): Ready,
-    body: Result<Json<Object<GenerateBody>>, JsonRejection>,
-) -> Result<Response, Response> {
-    let body = typed(body)?;
-    let (headers, response) = whole(&app, body)
-        .await
-        .map_err(IntoResponse::into_response)?;
-    Ok((headers, Json(response)).into_response())
+    Json(Object(body)): Json<Object<GenerateBody>>,
+) -> Response {
+    match whole(&app, body).await {
+        Ok((headers, response)) => (headers, Json(response)).into_response(),
+        Err(error) => error.into_response(),
+    }
 }
 
 pub async fn generate_stream(
     Ready(app): Ready,
-    body: Result<Json<Object<GenerateBody>>, JsonRejection>,
-) -> Result<Response, Response> {
-    Ok(stream(&app, typed(body)?).await)
-}
-
-fn typed(
-    body: Result<Json<Object<GenerateBody>>, JsonRejection>,
-) -> Result<GenerateBody, Response> {
-    match body {
-        Ok(Json(Object(body))) => Ok(body),
-        Err(rejection) => Err(rejection.into_response()),
-    }
+    Json(Object(body)): Json<Object<GenerateBody>>,
+) -> Response {
+    stream(&app, body).await
 }
 
 /// A body without `parameters` samples; one with an empty object does not.
@@ -111,13 +97,16 @@ fn without_parameters() -> GenerateParameters {
 }
 
 /// What of a body the answer's form depends on.
-struct Form {
-    details: bool,
+pub(super) struct Form {
+    pub details: bool,
     /// Put before the text.
-    prefix: String,
+    pub prefix: String,
 }
 
-fn request(body: GenerateBody, streamed: bool) -> Result<(Form, Request), ValidationError> {
+pub(super) fn request(
+    body: GenerateBody,
+    streamed: bool,
+) -> Result<(Form, Request), ValidationError> {
     let given = match body.parameters {
         Some(Object(parameters)) => parameters,
         None => without_parameters(),
@@ -216,35 +205,14 @@ struct PrefillToken {
 }
 
 #[derive(Serialize)]
-struct NativeToken {
+pub(super) struct NativeToken {
     id: u32,
     text: String,
     logprob: f32,
     special: bool,
 }
 
-#[derive(Serialize)]
-struct StreamResponse {
-    index: usize,
-    token: NativeToken,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    top_tokens: Vec<NativeToken>,
-    generated_text: Option<String>,
-    details: Option<StreamDetails>,
-}
-
-#[derive(Serialize)]
-struct StreamDetails {
-    finish_reason: &'static str,
-    generated_tokens: usize,
-    seed: Option<u64>,
-    input_length: usize,
-}
-
-async fn whole(
-    app: &App,
-    body: GenerateBody,
-) -> Result<(axum::http::HeaderMap, GenerateResponse), ApiError> {
+async fn whole(app: &App, body: GenerateBody) -> Result<(HeaderMap, GenerateResponse), ApiError> {
     let (form, request) = request(body, false).map_err(|error| {
         let error = ApiError::from(error);
         metrics::refused(&error);
@@ -330,7 +298,7 @@ fn sequence_details(sequence: CollectedSequence, prefill: Vec<PrefillToken>) -> 
 }
 
 /// A token, and its alternatives.
-fn split(token: Token) -> (NativeToken, Vec<NativeToken>) {
+pub(super) fn split(token: Token) -> (NativeToken, Vec<NativeToken>) {
     let native = |top: TopToken| NativeToken {
         id: top.id,
         text: top.text,
@@ -347,80 +315,10 @@ fn split(token: Token) -> (NativeToken, Vec<NativeToken>) {
     (token, top_tokens)
 }
 
-fn finish_reason(finish: Finish) -> &'static str {
+pub(super) fn finish_reason(finish: Finish) -> &'static str {
     match finish {
         Finish::Length => "length",
         Finish::EndToken => "eos_token",
         Finish::StopString => "stop_sequence",
-    }
-}
-
-/// An error before the first token is an event as well, with status 200.
-async fn stream(app: &App, body: GenerateBody) -> Response {
-    let headers = answer::early_headers(app, body.inputs.chars().count());
-    let mut writer = NativeWriter::default();
-    let steps = match request(body, true) {
-        Ok((form, request)) => {
-            writer.form = Some(form);
-            answer::start(app, request).await.map(|answer| {
-                writer.input_length = answer.prompt_ids.len();
-                writer.seed = answer.seeds.first().copied().flatten();
-                answer.steps
-            })
-        }
-        Err(error) => {
-            let error = ApiError::from(error);
-            metrics::refused(&error);
-            Err(error)
-        }
-    };
-    sse::respond(headers, steps, writer)
-}
-
-#[derive(Default)]
-struct NativeWriter {
-    form: Option<Form>,
-    input_length: usize,
-    seed: Option<u64>,
-    /// Tokens so far; the first event has index 1.
-    index: usize,
-    text: String,
-}
-
-impl NativeWriter {
-    fn token(&mut self, delta: TextDelta) -> StreamResponse {
-        self.index += 1;
-        self.text.push_str(&delta.text);
-        let (token, top_tokens) = split(delta.token);
-        let mut response = StreamResponse {
-            index: self.index,
-            token,
-            top_tokens,
-            generated_text: None,
-            details: None,
-        };
-        if let (Some(finish), Some(form)) = (delta.finish, &self.form) {
-            response.generated_text = Some(format!("{}{}", form.prefix, self.text));
-            response.details = form.details.then(|| StreamDetails {
-                finish_reason: finish_reason(finish),
-                generated_tokens: self.index,
-                seed: self.seed,
-                input_length: self.input_length,
-            });
-        }
-        response
-    }
-}
-
-impl EventWriter for NativeWriter {
-    fn step(&mut self, step: Step) -> Vec<Event> {
-        match step {
-            Step::Progress(_, Progress::Text(delta)) => vec![sse::event(&self.token(delta))],
-            Step::Progress(..) | Step::Done(_) => Vec::new(),
-        }
-    }
-
-    fn error(&mut self, error: &ApiError) -> Event {
-        sse::event(&error.native_event())
     }
 }

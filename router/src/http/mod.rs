@@ -3,21 +3,31 @@
 //!
 //! Each family of routes is one file that turns a JSON body into a `Request`, and the `Step`s of its answer into JSON.
 
-mod answer;
-mod auth;
-mod body;
+// The routes.
+mod generate;
+mod generate_stream;
+
 mod chat;
+mod chat_body;
+
 mod completion_stream;
 mod completions;
-mod cors;
-mod errors;
-mod generate;
+
 mod health;
 mod info;
+mod tokenize;
+
+// What they share.
+mod answer;
+mod body;
+mod errors;
 pub mod metrics;
 mod openai;
 mod sse;
-mod tokenize;
+
+// Layers around all of them.
+mod auth;
+mod cors;
 
 use std::future::Future;
 use std::sync::Arc;

@@ -2,14 +2,13 @@
 //! bounds them.
 
 use axum::Json;
-use axum::extract::rejection::JsonRejection;
-use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
 use super::body::Object;
-use super::chat::{self, ChatBody};
+use super::chat_body::{self, ChatBody};
 use super::errors::ApiError;
 use super::{App, Ready};
+use crate::tokenizer::TokenSpan;
 use crate::types::Prompt;
 
 /// A body of `/generate`; everything but the text is ignored.
@@ -19,7 +18,7 @@ pub struct TokenizeBody {
 }
 
 #[derive(Serialize)]
-struct SimpleToken {
+pub struct SimpleToken {
     id: u32,
     text: String,
     /// In bytes of the text.
@@ -28,41 +27,34 @@ struct SimpleToken {
 }
 
 #[derive(Serialize)]
-struct ChatTokens {
+pub struct ChatTokens {
     tokenize_response: Vec<SimpleToken>,
     templated_text: String,
 }
 
 pub async fn tokenize(
     Ready(app): Ready,
-    body: Result<Json<Object<TokenizeBody>>, JsonRejection>,
-) -> Result<Response, Response> {
-    let Json(Object(body)) = body.map_err(IntoResponse::into_response)?;
+    Json(Object(body)): Json<Object<TokenizeBody>>,
+) -> Result<Json<Vec<SimpleToken>>, ApiError> {
     let (tokens, _) = tokens(&app, Prompt::Text(body.inputs)).await?;
-    Ok(Json(tokens).into_response())
+    Ok(Json(tokens))
 }
 
 pub async fn chat_tokenize(
     Ready(app): Ready,
-    body: Result<Json<Object<ChatBody>>, JsonRejection>,
-) -> Result<Response, Response> {
-    let Json(Object(body)) = body.map_err(IntoResponse::into_response)?;
-    let chat = chat::conversation(body.messages);
+    Json(Object(body)): Json<Object<ChatBody>>,
+) -> Result<Json<ChatTokens>, ApiError> {
+    let chat = chat_body::conversation(body.messages);
     let (tokenize_response, templated_text) = tokens(&app, Prompt::Chat(chat)).await?;
-    let body = ChatTokens {
+    Ok(Json(ChatTokens {
         tokenize_response,
         templated_text,
-    };
-    Ok(Json(body).into_response())
+    }))
 }
 
-async fn tokens(app: &App, prompt: Prompt) -> Result<(Vec<SimpleToken>, String), Response> {
-    let (text, spans) = app
-        .generator
-        .tokenize(prompt)
-        .await
-        .map_err(|error| ApiError::from(error).into_response())?;
-    let token = |span: crate::tokenizer::TokenSpan| SimpleToken {
+async fn tokens(app: &App, prompt: Prompt) -> Result<(Vec<SimpleToken>, String), ApiError> {
+    let (text, spans) = app.generator.tokenize(prompt).await?;
+    let token = |span: TokenSpan| SimpleToken {
         id: span.id,
         // A token can be a part of a character; then its text is the whole character.
         text: text

@@ -66,7 +66,7 @@ impl ChatTemplates {
             ("messages", chat.messages.clone()),
             ("add_generation_prompt", Value::from(add_generation_prompt)),
         ];
-        let context: Value = special.chain(given).chain(own).collect();
+        let context = Value::from_pairs(special.chain(given).chain(own));
         let mut output = Capped(Vec::new());
         template
             .render_captured_to(context, &mut output)

@@ -1,5 +1,5 @@
 //! Template values in Python's notation, because chat templates were written for Jinja2: `tojson` as transformers defines it
-//! (`json.dumps(x, ensure_ascii=False)`), and `True`, `None`, `{'a': 1}` where a value is printed.
+//! (`json.dumps(x, ensure_ascii=False)`), and `{'a': 'b'}` where a list or a map is printed.
 
 use std::fmt::Write;
 
@@ -43,8 +43,6 @@ pub fn print(out: &mut Output, _state: &mut State, value: &Value) -> Result<(), 
 /// Python's `repr`.
 fn repr(out: &mut String, value: &Value) -> Result<(), Error> {
     match value.kind() {
-        ValueKind::None | ValueKind::Undefined => out.push_str("None"),
-        ValueKind::Bool => out.push_str(if value.is_true() { "True" } else { "False" }),
         ValueKind::String => quote(out, value.as_str().unwrap_or_default()),
         ValueKind::Seq | ValueKind::Iterable => {
             out.push('[');
@@ -102,7 +100,8 @@ impl Json {
     fn write(&self, out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
         match value.kind() {
             ValueKind::None => out.push_str("null"),
-            ValueKind::Bool | ValueKind::Number => out.push_str(&value.to_string()),
+            ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Number => out.push_str(&value.to_string()),
             ValueKind::String => self.string(out, value.as_str().unwrap_or_default()),
             ValueKind::Seq | ValueKind::Iterable => {
                 let items: Vec<Value> = value.try_iter()?.collect();

@@ -1,1 +1,127 @@
+//! Templates against what transformers renders, and against their limits.
 
+use super::*;
+
+fn templates(source: &str) -> ChatTemplates {
+    let template = NamedTemplate {
+        name: "default".into(),
+        source: source.into(),
+    };
+    let special = [
+        ("bos_token".to_owned(), "<s>".to_owned()),
+        ("eos_token".to_owned(), "</s>".to_owned()),
+    ];
+    ChatTemplates::new(&[template], &special)
+}
+
+fn chat(json: &str, continue_final: Option<&str>) -> Chat {
+    Chat {
+        messages: serde_json::from_str(json).unwrap(),
+        continue_final: continue_final.map(str::to_owned),
+        variables: Vec::new(),
+    }
+}
+
+fn render(source: &str) -> Result<String, ValidationError> {
+    templates(source).render(&chat("[]", None))
+}
+
+fn error(source: &str) -> String {
+    render(source).unwrap_err().to_string()
+}
+
+const CHATML: &str = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+/// `chat_templates.json` holds what transformers 5 rendered.
+#[test]
+fn templates_render_as_transformers_renders_them() {
+    #[derive(serde::Deserialize)]
+    struct Expected {
+        messages: Value,
+        templates: std::collections::BTreeMap<String, Case>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Case {
+        template: String,
+        rendered: String,
+    }
+    let text = include_str!("../../../tests/data/chat_templates.json");
+    let expected: Expected = serde_json::from_str(text).unwrap();
+    assert!(expected.templates.len() > 5);
+    for (name, case) in expected.templates {
+        let chat = Chat {
+            messages: expected.messages.clone(),
+            continue_final: None,
+            variables: Vec::new(),
+        };
+        let rendered = templates(&case.template).render(&chat);
+        assert_eq!(rendered, Ok(case.rendered), "{name}");
+    }
+}
+
+#[test]
+fn the_final_assistant_message_is_left_open_and_trimmed() {
+    let messages =
+        r#"[{"role": "user", "content": "a"}, {"role": "assistant", "content": "The answer is "}]"#;
+    let rendered = templates(CHATML).render(&chat(messages, Some("The answer is ")));
+    assert_eq!(
+        rendered.unwrap(),
+        "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nThe answer is"
+    );
+}
+
+#[test]
+fn a_template_may_refuse_a_chat_in_its_own_words() {
+    let text = error("{{ raise_exception('roles must alternate') }}");
+    assert_eq!(text, "chat template: roles must alternate");
+}
+
+#[test]
+fn an_endless_template_runs_out_of_fuel() {
+    let nested = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}";
+    assert!(error(nested).contains("fuel"), "{}", error(nested));
+}
+
+#[test]
+fn a_template_that_writes_too_much_is_stopped() {
+    let long = "{% for a in range(9999) %}{{ 'x' * 9999 }}{% endfor %}";
+    assert!(error(long).contains("too long"), "{}", error(long));
+}
+
+#[test]
+fn a_template_that_does_not_compile_refuses_chats_only() {
+    assert!(error("{% if %}").contains("does not compile"));
+    assert_eq!(
+        ChatTemplates::new(&[], &[]).render(&chat("[]", None)),
+        Err(ValidationError::NoChatTemplate)
+    );
+}
+
+#[test]
+fn the_time_is_told_in_the_asked_format() {
+    let year: u32 = render("{{ strftime_now('%Y') }}").unwrap().parse().unwrap();
+    assert!(year > 2024);
+    assert_eq!(render("{{ strftime_now('%d %b %Y') }}").unwrap().len(), 11);
+}
+
+#[test]
+fn clients_variables_do_not_replace_the_messages() {
+    let mut given = chat(r#"[{"role": "user", "content": "a"}]"#, None);
+    given.variables = vec![
+        ("messages".into(), Value::from("b")),
+        ("enable_thinking".into(), Value::from(false)),
+    ];
+    let rendered = templates("{{ messages[0].content }}{{ enable_thinking }}").render(&given);
+    assert_eq!(rendered.unwrap(), "aFalse");
+}
+
+#[test]
+fn generation_tags_keep_their_whitespace_control() {
+    let source = "a {%- generation -%} b {%- endgeneration %} c{% set generation = 1 %}";
+    assert_eq!(render(source).unwrap(), "ab c");
+}
+
+#[test]
+fn files_cannot_be_included() {
+    assert!(error("{% include '/etc/passwd' %}").contains("/etc/passwd"));
+}

@@ -1,0 +1,155 @@
+//! Routes over a scripted engine.
+
+mod access;
+mod measures;
+mod openai_routes;
+mod recorded;
+mod streams;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{Request, Response, StatusCode};
+use metrics_exporter_prometheus::PrometheusBuilder;
+use serde_json::Value;
+use tokio::sync::{mpsc, watch};
+use tower::ServiceExt;
+
+use super::{App, HttpConfig, Phase, router};
+use crate::engine::{EngineHandle, TokenEvent};
+use crate::generation::Generator;
+use crate::generation::scripted::{Greedy, Held, engine};
+use crate::generation::tests::limits;
+use crate::tokenizer::tests::compat;
+use crate::types::{Limits, ModelInfo};
+use scheduler::SequenceSpec;
+
+/// A server without a socket.
+struct Server {
+    router: Router,
+    phase: watch::Sender<Phase>,
+    held: mpsc::Receiver<Held>,
+}
+
+struct Options {
+    limits: Limits,
+    api_key: Option<&'static str>,
+    cors: Vec<&'static str>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            limits: limits(),
+            api_key: None,
+            cors: Vec::new(),
+        }
+    }
+}
+
+/// Answers greedily, like the test model.
+fn greedy() -> Server {
+    greedy_with(Options::default())
+}
+
+fn greedy_with(options: Options) -> Server {
+    let model = Greedy::compat();
+    scripted_with(options, move |spec| model.events(spec))
+}
+
+fn scripted(script: impl Fn(&SequenceSpec) -> Vec<TokenEvent> + Send + 'static) -> Server {
+    scripted_with(Options::default(), script)
+}
+
+fn scripted_with(
+    options: Options,
+    script: impl Fn(&SequenceSpec) -> Vec<TokenEvent> + Send + 'static,
+) -> Server {
+    let (handle, held) = engine(script);
+    let app = app(handle, options.limits);
+    let (phase, receiver) = watch::channel(Phase::Ready(Arc::new(app)));
+    let config = HttpConfig {
+        cors_allow_origin: options.cors.into_iter().map(str::to_owned).collect(),
+        api_key: options.api_key.map(str::to_owned),
+        payload_limit_bytes: options.limits.payload_limit_bytes,
+        metrics: PrometheusBuilder::new().build_recorder().handle(),
+    };
+    Server {
+        router: router(config, receiver).unwrap(),
+        phase,
+        held,
+    }
+}
+
+fn app(engine: EngineHandle, limits: Limits) -> App {
+    App {
+        generator: Generator::new(engine, compat(), limits, 2048),
+        info: ModelInfo {
+            model_id: "compat".into(),
+            revision: None,
+            dtype: "bfloat16".into(),
+            device: "cpu".into(),
+            vocab_size: 2048,
+            max_model_len: 2048,
+            num_shards: 1,
+        },
+        limits,
+    }
+}
+
+struct Reply {
+    status: StatusCode,
+    headers: axum::http::HeaderMap,
+    text: String,
+}
+
+impl Reply {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap()
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|value| value.to_str().unwrap())
+    }
+
+    /// The payloads of a stream, and that it is nothing but `data: ` lines and blank lines.
+    fn events(&self) -> Vec<String> {
+        let blocks = self.text.strip_suffix("\n\n").unwrap().split("\n\n");
+        blocks
+            .map(|block| block.strip_prefix("data: ").unwrap().to_owned())
+            .collect()
+    }
+}
+
+impl Server {
+    async fn open(&self, request: Request<Body>) -> Response<Body> {
+        self.router.clone().oneshot(request).await.unwrap()
+    }
+
+    async fn send(&self, request: Request<Body>) -> Reply {
+        let (head, body) = self.open(request).await.into_parts();
+        let bytes = axum::body::to_bytes(body, usize::MAX).await.unwrap();
+        Reply {
+            status: head.status,
+            headers: head.headers,
+            text: String::from_utf8(bytes.to_vec()).unwrap(),
+        }
+    }
+
+    async fn post(&self, path: &str, body: &Value) -> Reply {
+        self.send(post(path, body)).await
+    }
+
+    async fn get(&self, path: &str) -> Reply {
+        self.send(Request::get(path).body(Body::empty()).unwrap())
+            .await
+    }
+}
+
+fn post(path: &str, body: &Value) -> Request<Body> {
+    Request::post(path)
+        .header("content-type", "application/json")
+        .body(Body::from(body.to_string()))
+        .unwrap()
+}

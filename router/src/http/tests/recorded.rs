@@ -1,0 +1,130 @@
+//! Replays requests that TGI answered (`recorded.jsonl`) and compares everything that is not bound to a moment or to a machine.
+
+use super::*;
+
+#[derive(serde::Deserialize)]
+struct Case {
+    id: String,
+    request: RecordedRequest,
+    response: RecordedResponse,
+}
+
+#[derive(serde::Deserialize)]
+struct RecordedRequest {
+    method: String,
+    path: String,
+    headers: std::collections::BTreeMap<String, String>,
+    body: Option<Value>,
+    raw_body: Option<String>,
+}
+
+#[derive(serde::Deserialize)]
+struct RecordedResponse {
+    status: u16,
+    headers: std::collections::BTreeMap<String, String>,
+    body: Option<Value>,
+    raw_sse: Option<String>,
+    text: Option<String>,
+}
+
+fn request(recorded: RecordedRequest) -> Request<Body> {
+    let mut request = Request::builder()
+        .method(recorded.method.as_str())
+        .uri(recorded.path);
+    for (name, value) in recorded.headers {
+        request = request.header(name, value);
+    }
+    let body = recorded
+        .raw_body
+        .or(recorded.body.map(|body| body.to_string()));
+    request
+        .body(body.map_or(Body::empty(), Body::from))
+        .unwrap()
+}
+
+/// Without ids, times, versions, and log-probabilities, which the scripted engine does not compute.
+fn lasting(mut value: Value) -> Value {
+    match &mut value {
+        Value::Object(fields) => {
+            let is_answer = fields.contains_key("object");
+            for name in ["created", "system_fingerprint", "logprob"] {
+                fields.remove(name);
+            }
+            if is_answer {
+                fields.remove("id");
+            }
+            for field in fields.values_mut() {
+                *field = lasting(field.take());
+            }
+        }
+        Value::Array(items) => {
+            for item in items {
+                *item = lasting(item.take());
+            }
+        }
+        _ => {}
+    }
+    value
+}
+
+fn events(stream: &str) -> Vec<Value> {
+    let blocks = stream.split("\n\n").filter(|block| !block.is_empty());
+    blocks
+        .map(|block| match block.strip_prefix("data: ").unwrap() {
+            "[DONE]" => Value::from("[DONE]"),
+            data => lasting(serde_json::from_str(data).unwrap()),
+        })
+        .collect()
+}
+
+fn compare(expected: RecordedResponse, got: &Reply) -> Result<(), String> {
+    let differs = |what: &str, expected: &dyn std::fmt::Debug, got: &dyn std::fmt::Debug| {
+        Err(format!("{what}: expected {expected:?}, got {got:?}"))
+    };
+    if got.status != expected.status {
+        return differs("status", &expected.status, &(got.status, &got.text));
+    }
+    for (name, value) in &expected.headers {
+        if got.header(name) != Some(value) {
+            return differs(name, value, &got.header(name));
+        }
+    }
+    if let Some(body) = expected.body {
+        let (expected, got) = (lasting(body), lasting(got.json()));
+        if expected != got {
+            return differs("body", &expected, &got);
+        }
+    }
+    if let Some(stream) = expected.raw_sse {
+        let (expected, got) = (events(&stream), events(&got.text));
+        if expected != got {
+            return differs("events", &expected, &got);
+        }
+    }
+    if let Some(text) = expected.text {
+        // The framework's explanations go on after the colon, in words of their own.
+        let head = |text: &str| text.split(':').next().map(str::to_owned);
+        if head(&text) != head(&got.text) {
+            return differs("text", &text, &got.text);
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn requests_that_tgi_answered_are_answered_alike() {
+    let server = greedy();
+    let recorded = include_str!("../../../tests/data/recorded.jsonl");
+    let mut different = Vec::new();
+    let mut count = 0;
+    for line in recorded.lines() {
+        let case: Case = serde_json::from_str(line).unwrap();
+        let got = server.send(request(case.request)).await;
+        count += 1;
+        if let Err(difference) = compare(case.response, &got) {
+            different.push(format!("{}: {difference}", case.id));
+        }
+    }
+    assert!(count > 100);
+    assert!(different.is_empty(), "{}", different.join("\n"));
+}
