@@ -1,5 +1,5 @@
 //! Imports of the router point down. Reads every source file, finds the modules of this crate that it names, and fails where one
-//! is not below it. Also keeps HTTP, JSON and gRPC in the modules that they belong to.
+//! is not below it; files that only tests compile are free. Also keeps HTTP, JSON and gRPC in the modules that they belong to.
 //!
 //! Reading JSON files of the model folder is the one use of JSON outside `http`: `input` (chat templates, `tokenizer_config.json`)
 //! and `tokenizer` parse what they load.
@@ -34,6 +34,8 @@ const OWNED_CRATES: [(&[&str], &[&str]); 3] = [
 /// One file of the crate.
 struct Source {
     name: String,
+    /// Of its module, such as `engine/metrics`.
+    path: PathBuf,
     /// The top module that it belongs to.
     module: String,
     /// How many modules deep the file's module is: 1 for `engine` itself.
@@ -143,8 +145,10 @@ fn first_names(path: &str) -> Vec<String> {
     names
 }
 
+/// Every file of the crate but those that only tests compile.
 fn sources(root: &Path) -> Vec<Source> {
     let mut sources = Vec::new();
+    let mut test_modules = Vec::new();
     let mut folders = vec![root.to_path_buf()];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).unwrap() {
@@ -152,24 +156,42 @@ fn sources(root: &Path) -> Vec<Source> {
             if path.is_dir() {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
-                sources.push(source(root, path));
+                let source = source(root, path);
+                let names = test_modules_of(&source.text).into_iter();
+                test_modules.extend(names.map(|name| source.path.join(name)));
+                sources.push(source);
             }
         }
     }
+    let is_test = |path: &Path| test_modules.iter().any(|module| path.starts_with(module));
+    sources.retain(|source| !is_test(&source.path));
     sources
 }
 
+/// The names in `#[cfg(test)] mod name;`.
+fn test_modules_of(text: &str) -> Vec<String> {
+    let behind_attribute = text.split("#[cfg(test)]").skip(1);
+    let declarations = behind_attribute.filter_map(|text| text.split_once(';'));
+    declarations
+        .filter_map(|(declaration, _)| declaration.trim().rsplit_once("mod "))
+        .map(|(_, name)| name.to_string())
+        .filter(|name| !name.contains(char::is_whitespace))
+        .collect()
+}
+
 fn source(root: &Path, path: PathBuf) -> Source {
-    let inside = path.strip_prefix(root).unwrap().with_extension("");
-    let mut parts: Vec<&str> = inside.iter().map(|part| part.to_str().unwrap()).collect();
-    if parts.len() > 1 && parts.last() == Some(&"mod") {
-        parts.pop();
+    let name = path.strip_prefix(root).unwrap();
+    let mut inside = name.with_extension("");
+    if inside.ends_with("mod") {
+        inside.pop();
     }
+    let mut parts = inside.iter().map(|part| part.to_str().unwrap());
     Source {
-        name: path.strip_prefix(root).unwrap().display().to_string(),
-        module: parts[0].to_string(),
-        depth: parts.len(),
+        name: name.display().to_string(),
+        module: parts.next().unwrap().to_string(),
+        depth: inside.iter().count(),
         text: fs::read_to_string(&path).unwrap(),
+        path: inside,
     }
 }
 
@@ -186,6 +208,7 @@ fn imports_point_down() {
 fn violations_of(module: &str, depth: usize, text: &str) -> usize {
     violations(&Source {
         name: "made_up.rs".to_string(),
+        path: PathBuf::from(module),
         module: module.to_string(),
         depth,
         text: text.to_string(),
@@ -250,4 +273,11 @@ fn the_check_lets_imports_down_pass() {
         0
     );
     assert_eq!(violations_of("engine", 1, "use other_crate::http::A;"), 0);
+}
+
+#[test]
+fn modules_that_only_tests_compile_are_known_by_their_attribute() {
+    let text =
+        "mod a;\n#[cfg(test)]\npub(crate) mod b;\nmod c;\n#[cfg(test)]\nmod tests { use x; }\n";
+    assert_eq!(test_modules_of(text), ["b"]);
 }

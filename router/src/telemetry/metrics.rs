@@ -4,7 +4,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::{
+    BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
+};
 
 /// Between two rounds in which the recorder folds the samples that no scrape has folded.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
@@ -22,13 +24,24 @@ pub struct Buckets {
     pub max_total_tokens: usize,
 }
 
+/// Why there are no metrics.
+#[derive(Debug, thiserror::Error)]
+pub enum InstallError {
+    #[error(transparent)]
+    Buckets(#[from] BuildError),
+    #[error("the process has a recorder already")]
+    Occupied(#[from] metrics::SetRecorderError<PrometheusRecorder>),
+}
+
 impl MetricsHandle {
     /// Installs the process's recorder, the first time. Metrics that were made before are lost, so it comes before whoever makes
     /// them.
-    pub fn install(&self, buckets: Buckets) -> Result<(), BuildError> {
+    pub fn install(&self, buckets: Buckets) -> Result<(), InstallError> {
         let mut recorder = self.recorder.lock().unwrap_or_else(PoisonError::into_inner);
         if recorder.is_none() {
-            *recorder = Some(builder(buckets)?.install_recorder()?);
+            let new = build_recorder(buckets)?;
+            *recorder = Some(new.handle());
+            metrics::set_global_recorder(new)?;
         }
         Ok(())
     }
@@ -56,18 +69,20 @@ impl MetricsHandle {
     }
 }
 
-fn builder(buckets: Buckets) -> Result<PrometheusBuilder, BuildError> {
+/// A recorder with TGI's buckets, for `install` and for tests, which have one each.
+pub fn build_recorder(buckets: Buckets) -> Result<PrometheusRecorder, BuildError> {
     let full = |name: &str| Matcher::Full(name.to_string());
     let max_input_tokens = hundredths(buckets.max_input_tokens);
     let max_total_tokens = hundredths(buckets.max_total_tokens);
     let batch_sizes: Vec<f64> = (1..=1024).map(f64::from).collect();
-    PrometheusBuilder::new()
+    let builder = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("duration".to_string()), &durations())?
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_string()), &durations())?
         .set_buckets_for_metric(full("tgi_request_input_length"), &max_input_tokens)?
         .set_buckets_for_metric(full("tgi_request_max_new_tokens"), &max_total_tokens)?
         .set_buckets_for_metric(full("tgi_request_generated_tokens"), &max_total_tokens)?
-        .set_buckets_for_metric(full("tgi_batch_next_size"), &batch_sizes)
+        .set_buckets_for_metric(full("tgi_batch_next_size"), &batch_sizes)?;
+    Ok(builder.build_recorder())
 }
 
 /// From 0.15 ms to 146 s, each half as much again.
@@ -96,7 +111,7 @@ mod tests {
             max_input_tokens: 512,
             max_total_tokens: 768,
         };
-        let recorder = builder(limits).unwrap().build_recorder();
+        let recorder = build_recorder(limits).unwrap();
         metrics::with_local_recorder(&recorder, record);
         recorder.handle().render()
     }

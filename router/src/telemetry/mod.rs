@@ -4,4 +4,4 @@ mod logging;
 mod metrics;
 
 pub use logging::init_logging;
-pub use metrics::{Buckets, MetricsHandle};
+pub use metrics::{Buckets, MetricsHandle, build_recorder};

@@ -298,6 +298,27 @@ async fn two_shards_answer_as_one() {
     assert_eq!(num_sequences.sum::<usize>(), 0);
 }
 
+#[tokio::test]
+async fn a_step_is_over_when_every_shard_has_answered() {
+    let rank = |rank| Script {
+        rank,
+        world_size: 2,
+        held: rank == 1,
+        ..Script::default()
+    };
+    let mut fixture = Fixture::start(vec![rank(0), rank(1)]).await;
+    let mut stream = fixture.submit(&[5, 6], 12);
+    fixture.shards[0].plans(2).await;
+    // Shard 0 and the engine are tasks of this thread, and have all the turns they need.
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(fixture.engine.progress().num_steps, 0);
+    assert_eq!(fixture.shards[0].num_plans(), 2);
+    fixture.shards[1].release_all();
+    assert_eq!(read(&mut stream).await.0, continuation(&[5, 6], 12));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_others_are_undisturbed_when_a_third_leaves_at_random_points() {
     // 24 blocks of 4 tokens for up to 8 sequences of up to 44 tokens: preemption happens all the time.

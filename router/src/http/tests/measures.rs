@@ -1,11 +1,11 @@
 //! What is counted of requests.
 
-use metrics_exporter_prometheus::PrometheusBuilder;
 use serde_json::json;
 
 use super::super::metrics;
 use super::*;
 use crate::generation::scripted::admitted;
+use crate::telemetry::{Buckets, build_recorder};
 
 /// The value of a series, e.g. `tgi_request_failure{err="validation"}`.
 fn value(scrape: &str, series: &str) -> f64 {
@@ -15,8 +15,11 @@ fn value(scrape: &str, series: &str) -> f64 {
 
 /// A recorder for this thread alone; the runtime of these tests has one thread.
 fn recorder() -> metrics_exporter_prometheus::PrometheusRecorder {
-    let builder = metrics::with_buckets(PrometheusBuilder::new(), &limits()).unwrap();
-    builder.build_recorder()
+    let buckets = Buckets {
+        max_input_tokens: limits().max_input_tokens,
+        max_total_tokens: limits().max_total_tokens,
+    };
+    build_recorder(buckets).unwrap()
 }
 
 #[tokio::test]

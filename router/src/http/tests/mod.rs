@@ -11,7 +11,6 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Body;
 use axum::http::{Request, Response, StatusCode};
-use metrics_exporter_prometheus::PrometheusBuilder;
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tower::ServiceExt;
@@ -21,6 +20,7 @@ use crate::engine::{EngineHandle, TokenEvent};
 use crate::generation::Generator;
 use crate::generation::scripted::{Greedy, Held, engine};
 use crate::generation::tests::limits;
+use crate::telemetry::MetricsHandle;
 use crate::tokenizer::tests::compat;
 use crate::types::{Limits, ModelInfo};
 use scheduler::SequenceSpec;
@@ -73,7 +73,7 @@ fn scripted_with(
         cors_allow_origin: options.cors.into_iter().map(str::to_owned).collect(),
         api_key: options.api_key.map(str::to_owned),
         payload_limit_bytes: options.limits.payload_limit_bytes,
-        metrics: PrometheusBuilder::new().build_recorder().handle(),
+        metrics: MetricsHandle::default(),
     };
     Server {
         router: router(config, receiver).unwrap(),
