@@ -73,8 +73,8 @@ class KVCache:
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros. On the CPU their memory is taken when a block is first written: to touch gigabytes at the start takes half a minute,
-    and a laptop seldom needs all of them.
+    """Zeros. On the CPU their memory is taken when a block is first written: to touch gigabytes at the start takes half a
+    minute, and a laptop seldom needs all of them.
     """
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
