@@ -20,8 +20,8 @@ use super::{App, HttpConfig, Phase, router};
 use crate::engine::{EngineHandle, TokenEvent};
 use crate::generation::Generator;
 use crate::generation::scripted::{Greedy, Held, engine};
-use crate::generation::tests::limits;
 use crate::tokenizer::tests::compat;
+use crate::types::tests::limits;
 use crate::types::{Limits, ModelInfo};
 use scheduler::SequenceSpec;
 
