@@ -198,4 +198,4 @@ impl From<EngineError> for GenerateError {
 #[cfg(test)]
 pub(crate) mod scripted;
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;

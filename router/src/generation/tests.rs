@@ -6,25 +6,8 @@ use super::scripted::{Greedy, Held, admitted, engine, token};
 use super::*;
 use crate::output::Finish;
 use crate::tokenizer::tests::compat;
+use crate::types::tests::limits;
 use crate::types::{Parameters, SamplingMode};
-
-pub(crate) fn limits() -> Limits {
-    Limits {
-        max_concurrent_requests: 4,
-        max_best_of: 2,
-        max_stop_sequences: 4,
-        max_top_n_tokens: 5,
-        max_input_tokens: 512,
-        max_total_tokens: 768,
-        max_client_batch_size: 4,
-        payload_limit_bytes: 2_000_000,
-        max_batch_prefill_tokens: 1024,
-        max_batch_total_tokens: 4096,
-        max_batch_size: 16,
-        enable_prefill_logprobs: false,
-        validation_workers: 2,
-    }
-}
 
 fn request(text: &str, parameters: Parameters) -> Request {
     Request {

@@ -3,8 +3,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::generation::tests::limits;
 use crate::tokenizer::tests::compat;
+use crate::types::tests::limits;
 use crate::types::{Parameters, SamplingMode};
 
 fn validator() -> Validator {

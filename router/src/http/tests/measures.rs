@@ -4,6 +4,7 @@ use serde_json::json;
 
 use super::super::metrics;
 use super::*;
+use crate::engine::EngineError;
 use crate::generation::scripted::admitted;
 use crate::telemetry::{Buckets, build_recorder};
 
@@ -43,8 +44,15 @@ async fn every_request_is_counted_once_with_its_outcome() {
     open.held.recv().await.unwrap();
     drop(running);
 
+    let failing = scripted(|_| vec![TokenEvent::Failed(EngineError::Numerical)]);
+    failing.post("/generate", &body).await;
+
     let scrape = recorder.handle().render();
-    assert_eq!(value(&scrape, "tgi_request_count"), 5.0, "{scrape}");
+    assert_eq!(value(&scrape, "tgi_request_count"), 6.0, "{scrape}");
+    assert_eq!(
+        value(&scrape, "tgi_request_failure{err=\"numerical\"}"),
+        1.0
+    );
     assert_eq!(value(&scrape, "tgi_request_success"), 2.0);
     assert_eq!(
         value(&scrape, "tgi_request_failure{err=\"validation\"}"),

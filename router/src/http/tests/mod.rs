@@ -19,9 +19,9 @@ use super::{App, HttpConfig, Phase, router};
 use crate::engine::{EngineHandle, TokenEvent};
 use crate::generation::Generator;
 use crate::generation::scripted::{Greedy, Held, engine};
-use crate::generation::tests::limits;
 use crate::telemetry::MetricsHandle;
 use crate::tokenizer::tests::compat;
+use crate::types::tests::limits;
 use crate::types::{Limits, ModelInfo};
 use scheduler::SequenceSpec;
 

@@ -139,3 +139,41 @@ async fn streamed_and_whole_answers_have_the_same_text() {
         assert_eq!(events.last().unwrap(), "[DONE]");
     }
 }
+
+#[tokio::test]
+async fn a_server_on_a_socket_ends_after_its_running_stream() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    let (handle, mut held) = engine(|_| vec![admitted(0), token(323, None)]);
+    let (_phase, receiver) = watch::channel(Phase::Ready(Arc::new(app(handle, limits()))));
+    let config = HttpConfig {
+        cors_allow_origin: Vec::new(),
+        api_key: None,
+        payload_limit_bytes: 1000,
+        metrics: MetricsHandle::default(),
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let server = super::super::serve(listener, config, receiver, async {
+        let _ = stopped.await;
+    });
+    let client = async {
+        let mut socket = tokio::net::TcpStream::connect(address).await.unwrap();
+        let body = r#"{"inputs": "a"}"#;
+        let head = "POST /generate_stream HTTP/1.1\r\nhost: a\r\ncontent-type: application/json";
+        let request = format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        socket.write_all(request.as_bytes()).await.unwrap();
+        let running = held.recv().await.unwrap();
+        stop.send(()).unwrap();
+        let last = token(387, Some(scheduler::FinishReason::Length));
+        running.events.try_send(last).unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).await.unwrap();
+        answer
+    };
+    let (served, answer) = tokio::join!(server, client);
+    served.unwrap();
+    assert!(answer.contains("data: {\"index\":1,"), "{answer}");
+    assert!(answer.contains("\"generated_text\":\" return None\""));
+}
