@@ -40,7 +40,7 @@ pub fn main() -> ExitCode {
 }
 
 /// Runs the launcher with this command line, the program's name first, and gives its exit code.
-pub fn launch(argv: impl IntoIterator<Item = OsString>) -> u8 {
+fn launch(argv: impl IntoIterator<Item = OsString>) -> u8 {
     let args = match args::parse(argv) {
         Ok(args) => args,
         Err(error) => {

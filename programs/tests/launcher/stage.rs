@@ -13,8 +13,6 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-pub const ARGV: &str = "TEXT_GEN_TEST_ARGV";
-
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Longer than anything takes that waits for nothing, also on a busy machine, and shorter than every time of grace.
@@ -124,23 +122,15 @@ impl Stage {
     fn spawn(&self, flags: &[&str], variables: &[(&str, &str)]) -> Child {
         let router = self.path("text-gen-router").display().to_string();
         let server = self.path("text-gen-server").display().to_string();
-        let mut argv = vec!["--router-program", &router, "--server-program", &server];
-        argv.extend(flags);
-        let mut command = Command::new(std::env::current_exe().expect("the test has a path"));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_text-gen-launcher"));
         command
-            .args([
-                "--exact",
-                "the_launcher_itself",
-                "--ignored",
-                "--nocapture",
-                "--quiet",
-            ])
+            .args(["--router-program", &router, "--server-program", &server])
+            .args(flags)
             .env_clear()
             .env("PATH", "/usr/bin:/bin")
             .env("EVENTS", self.path("events"))
             .env("TMPDIR", self.temp_dir())
             .env("NVIDIA_VISIBLE_DEVICES", "void")
-            .env(ARGV, argv.join("\n"))
             .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
