@@ -39,6 +39,10 @@ impl Exit {
     pub fn is_success(self) -> bool {
         self.0.success()
     }
+
+    pub fn code(self) -> Option<i32> {
+        self.0.code()
+    }
 }
 
 impl fmt::Display for Exit {

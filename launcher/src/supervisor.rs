@@ -78,8 +78,33 @@ pub async fn supervise(config: &Config, logs: &Logs, signals: &mut Signals) -> R
     }
 }
 
+impl Failure {
+    /// The program that failed has said why, in an error line of its own; one such line is enough. The server's commands end with 2
+    /// only then, the router with any code of its own.
+    fn is_explained(&self) -> bool {
+        match self {
+            Self::Resolve(ResolveError::Failed(exit)) => exit.code() == Some(2),
+            Self::Exited {
+                process: Source::Shard { .. },
+                exit,
+                is_ready: false,
+            } => exit.code() == Some(2),
+            Self::Exited {
+                process: Source::Router,
+                exit,
+                is_ready: false,
+            } => matches!(exit.code(), Some(1 | 2)),
+            _ => false,
+        }
+    }
+}
+
 fn logged(failure: Failure) -> Failure {
-    tracing::error!("{failure}");
+    if failure.is_explained() {
+        tracing::info!("{failure}");
+    } else {
+        tracing::error!("{failure}");
+    }
     failure
 }
 

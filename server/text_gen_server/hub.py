@@ -172,7 +172,8 @@ def _explain(model_id: str, revision: str | None, error: Exception) -> str:
         return f"{name} does not exist on the hub"
     if constants.HF_HUB_OFFLINE:
         return f"{name} is not in the local cache as a whole, and HF_HUB_OFFLINE is set"
-    return f"cannot download {name}: {_first_line(error)}"
+    problem = _first_line(error)
+    return f"{name} is not a local folder, and cannot be downloaded: {problem}; check the network, or give the path of a folder"
 
 
 def _first_line(error: Exception) -> str:
