@@ -205,7 +205,9 @@ def test_a_hub_that_stays_down_is_given_up_in_one_line(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(hub, "_snapshot", fail)
     monkeypatch.setattr(hub.time, "sleep", waits.append)
-    with pytest.raises(ValueError, match=r"some/model is not a local folder, and cannot be downloaded: no route to host; check"):
+    with pytest.raises(
+        ValueError, match=r"some/model is not a local folder, and cannot be downloaded: no route to host; check"
+    ):
         resolve_model("some/model")
     assert waits == [1.0, 2.0, 4.0]
 
