@@ -1,8 +1,10 @@
 """The official clients parse every route of this stage."""
 
+from typing import Any
+
 import pytest
 from huggingface_hub import InferenceClient
-from openai import OpenAI
+from openai import APIStatusError, OpenAI
 from serving import Server
 from text_generation import Client
 
@@ -72,6 +74,28 @@ def test_openai_completions_streamed(openai_client: OpenAI) -> None:
     chunks = openai_client.completions.create(model="tgi", prompt="import os", max_tokens=8, temperature=0, stream=True)
     whole = openai_client.completions.create(model="tgi", prompt="import os", max_tokens=8, temperature=0)
     assert "".join(choice.text for chunk in chunks for choice in chunk.choices) == whole.choices[0].text
+
+
+@pytest.mark.parametrize(
+    ("parameters", "status", "message"),
+    [({"temperature": -1.0}, 422, "temperature"), ({"max_tokens": 10**9}, 422, "max_new_tokens"), ({"n": "many"}, 422, "n")],
+)
+def test_openai_errors_carry_message_type_and_code(
+    openai_client: OpenAI, parameters: dict[str, Any], status: int, message: str
+) -> None:
+    with pytest.raises(APIStatusError) as raised:
+        openai_client.chat.completions.create(model="tgi", messages=MESSAGES, **parameters)
+    assert raised.value.status_code == status
+    assert raised.value.type == "invalid_request_error"
+    assert isinstance(raised.value.body, dict)
+    assert message in raised.value.body["message"]
+
+
+def test_other_clients_of_the_openai_routes_get_errors_in_the_shape_of_tgi(server: Server) -> None:
+    answer = server.post("/v1/chat/completions", {"messages": MESSAGES, "temperature": -1.0})
+    assert answer.status_code == 422
+    assert answer.json()["error_type"] == "validation"
+    assert "temperature" in answer.json()["error"]
 
 
 def test_openai_models(openai_client: OpenAI, server: Server) -> None:

@@ -23,6 +23,7 @@ mod body;
 mod errors;
 pub mod metrics;
 mod openai;
+mod openai_errors;
 mod sse;
 
 // Layers around all of them.
@@ -126,6 +127,7 @@ fn router(config: HttpConfig, phase: watch::Receiver<Phase>) -> Result<Router, c
             auth::require_key,
         ));
     }
+    router = router.layer(axum::middleware::from_fn(openai_errors::for_sdks));
     if let Some(cors) = cors::layer(&config.cors_allow_origin)? {
         router = router.layer(cors);
     }
