@@ -1,6 +1,7 @@
 //! Routes over a scripted engine.
 
 mod access;
+mod clouds;
 mod measures;
 mod openai_routes;
 mod recorded;
