@@ -116,6 +116,7 @@ fn router(config: HttpConfig, phase: watch::Receiver<Phase>) -> Result<Router, c
         .route("/vertex", post(vertex::vertex))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/chat_tokenize", post(tokenize::chat_tokenize))
+        .route("/detokenize", post(tokenize::detokenize))
         .route("/health", get(health::ready))
         .route("/ping", get(health::ready))
         .route("/readyz", get(health::ready))

@@ -6,6 +6,7 @@ mod measures;
 mod openai_routes;
 mod recorded;
 mod streams;
+mod tokens;
 
 use std::sync::Arc;
 
