@@ -124,6 +124,16 @@ impl Generator {
         Ok(self.validator.tokenize(prompt).await?)
     }
 
+    /// The text of tokens.
+    pub async fn detokenize(
+        &self,
+        ids: Vec<u64>,
+        skip_special_tokens: bool,
+    ) -> Result<String, GenerateError> {
+        let text = self.validator.detokenize(ids, skip_special_tokens);
+        Ok(text.await?)
+    }
+
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
     }

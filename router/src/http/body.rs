@@ -5,8 +5,9 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{MapAccess, Visitor};
+use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
 
 use crate::input::ValidationError;
 
@@ -29,6 +30,20 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
         }
         deserializer.deserialize_map(OnlyMaps(PhantomData))
     }
+}
+
+/// The objects of clouds hold the body of another route; a key that only this body has tells which. `null` means absent.
+#[derive(Deserialize)]
+pub struct TellingKeys {
+    pub inputs: Option<IgnoredAny>,
+    pub messages: Option<IgnoredAny>,
+    pub prompt: Option<IgnoredAny>,
+}
+
+/// JSON that was read once, to find out what it is, as what it is.
+pub fn parse<T: DeserializeOwned, E: serde::de::Error>(json: &RawValue) -> Result<T, E> {
+    let Object(value) = serde_json::from_str(json.get()).map_err(E::custom)?;
+    Ok(value)
 }
 
 /// OpenAI's `stop`: one string or a list.

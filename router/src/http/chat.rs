@@ -14,27 +14,46 @@ use super::openai::{self, Identity, SYSTEM_FINGERPRINT, Usage};
 use super::sse::{self, EventWriter};
 use super::{App, Ready, metrics};
 use crate::generation::Progress;
+use crate::input::ValidationError;
 use crate::output::{TextDelta, Token};
 use crate::types::Request;
 
 pub async fn chat(Ready(app): Ready, Json(Object(body)): Json<Object<ChatBody>>) -> Response {
+    respond(&app, body).await
+}
+
+pub(super) async fn respond(app: &App, body: ChatBody) -> Response {
     let form = Form {
-        identity: Identity::new(&app, "chatcmpl", body.model.clone()),
+        identity: Identity::new(app, "chatcmpl", body.model.clone()),
         logprobs: body.logprobs.unwrap_or(false),
         include_usage: matches!(&body.stream_options, Some(Object(options)) if options.include_usage == Some(true)),
     };
     let streamed = body.stream.unwrap_or(false);
-    let request = chat_body::request(body, streamed).map_err(|error| {
-        let error = ApiError::from(error);
-        metrics::refused(&error);
-        error
-    });
+    let request = chat_body::request(body, streamed).map_err(metrics::refused);
     if streamed {
-        return stream(&app, form, request).await;
+        return stream(app, form, request).await;
     }
-    match whole(&app, form, request).await {
+    match whole(app, form, request).await {
         Ok((headers, completion)) => (headers, Json(completion)).into_response(),
         Err(error) => error.into_response(),
+    }
+}
+
+/// Nothing but the text of a whole answer.
+pub(super) async fn text(app: &App, body: ChatBody) -> Result<String, ApiError> {
+    let request = single(body).map_err(metrics::refused)?;
+    let mut collected = answer::start(app, request).await?.collect().await?;
+    Ok(collected.sequences.swap_remove(0).text)
+}
+
+fn single(body: ChatBody) -> Result<Request, ValidationError> {
+    let request = chat_body::request(body, false)?;
+    match request.parameters.n {
+        None | Some(1) => Ok(request),
+        Some(n) => {
+            let reason = format!("`n` must be 1 where only a text is answered. Given: {n}");
+            Err(ValidationError::Invalid(reason))
+        }
     }
 }
 

@@ -82,28 +82,27 @@ impl TryFrom<TypedPrompts> for Prompts {
 
 pub async fn completions(
     Ready(app): Ready,
-    Json(Object(mut body)): Json<Object<CompletionBody>>,
+    Json(Object(body)): Json<Object<CompletionBody>>,
 ) -> Response {
-    if let Err(error) = check(&app, &body) {
-        metrics::refused(&error);
-        return error.into_response();
+    respond(&app, body).await
+}
+
+pub(super) async fn respond(app: &App, mut body: CompletionBody) -> Response {
+    if let Err(error) = check(app, &body) {
+        return metrics::refused(error).into_response();
     }
     let form = Form {
-        identity: Identity::new(&app, "cmpl", body.model.take()),
+        identity: Identity::new(app, "cmpl", body.model.take()),
         n: body.n.unwrap_or(1) as usize,
         logprobs: body.logprobs.is_some(),
         echo: body.echo.unwrap_or(false),
     };
     let streamed = body.stream.unwrap_or(false);
-    let requests = requests(&app, body, streamed).map_err(|error| {
-        let error = ApiError::from(error);
-        metrics::refused(&error);
-        error
-    });
+    let requests = requests(app, body, streamed).map_err(metrics::refused);
     if streamed {
-        return completion_stream::stream(&app, form, requests).await;
+        return completion_stream::stream(app, form, requests).await;
     }
-    match whole(&app, form, requests).await {
+    match whole(app, form, requests).await {
         Ok((headers, completion)) => (headers, Json(completion)).into_response(),
         Err(error) => error.into_response(),
     }

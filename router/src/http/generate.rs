@@ -55,18 +55,31 @@ pub struct GenerateParameters {
     adapter_id: Option<String>,
 }
 
-pub async fn compat(
-    Ready(app): Ready,
-    Json(Object(mut body)): Json<Object<GenerateBody>>,
-) -> Response {
-    let parameters = body
-        .parameters
-        .get_or_insert_with(|| Object(without_parameters()));
-    parameters.0.return_full_text.get_or_insert(true);
-    if body.stream.unwrap_or(false) {
-        return stream(&app, body).await;
+impl GenerateBody {
+    /// Draws tokens unless the body says otherwise.
+    pub(super) fn sample_by_default(&mut self) {
+        self.parameters_mut().do_sample.get_or_insert(true);
     }
-    match whole(&app, body).await {
+
+    fn parameters_mut(&mut self) -> &mut GenerateParameters {
+        let Object(parameters) = self
+            .parameters
+            .get_or_insert_with(|| Object(without_parameters()));
+        parameters
+    }
+}
+
+pub async fn compat(Ready(app): Ready, Json(Object(body)): Json<Object<GenerateBody>>) -> Response {
+    respond_compat(&app, body).await
+}
+
+/// The prompt is a part of the answer, and an answer that is not streamed comes in a list.
+pub(super) async fn respond_compat(app: &App, mut body: GenerateBody) -> Response {
+    body.parameters_mut().return_full_text.get_or_insert(true);
+    if body.stream.unwrap_or(false) {
+        return stream(app, body).await;
+    }
+    match whole(app, body).await {
         Ok((headers, response)) => (headers, Json([response])).into_response(),
         Err(error) => error.into_response(),
     }
@@ -166,8 +179,8 @@ pub(super) fn request(
 }
 
 #[derive(Serialize)]
-struct GenerateResponse {
-    generated_text: String,
+pub(super) struct GenerateResponse {
+    pub generated_text: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     details: Option<Details>,
 }
@@ -213,12 +226,11 @@ pub(super) struct NativeToken {
     special: bool,
 }
 
-async fn whole(app: &App, body: GenerateBody) -> Result<(HeaderMap, GenerateResponse), ApiError> {
-    let (form, request) = request(body, false).map_err(|error| {
-        let error = ApiError::from(error);
-        metrics::refused(&error);
-        error
-    })?;
+pub(super) async fn whole(
+    app: &App,
+    body: GenerateBody,
+) -> Result<(HeaderMap, GenerateResponse), ApiError> {
+    let (form, request) = request(body, false).map_err(metrics::refused)?;
     let mut collected = answer::start(app, request).await?.collect().await?;
     let mut sequences = std::mem::take(&mut collected.sequences);
     let best_idx = best(&sequences);

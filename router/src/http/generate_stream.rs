@@ -43,11 +43,7 @@ pub async fn stream(app: &App, body: GenerateBody) -> Response {
                 answer.steps
             })
         }
-        Err(error) => {
-            let error = ApiError::from(error);
-            metrics::refused(&error);
-            Err(error)
-        }
+        Err(error) => Err(metrics::refused(error)),
     };
     sse::respond(headers, steps, writer)
 }

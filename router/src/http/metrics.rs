@@ -131,6 +131,8 @@ impl Drop for RequestMetrics {
 }
 
 /// Counts a request that was refused before it could be started.
-pub fn refused(error: &ApiError) {
-    RequestMetrics::started().failed(error);
+pub fn refused(error: impl Into<ApiError>) -> ApiError {
+    let error = error.into();
+    RequestMetrics::started().failed(&error);
+    error
 }

@@ -13,6 +13,9 @@ mod chat_body;
 mod completion_stream;
 mod completions;
 
+mod invocations;
+mod vertex;
+
 mod health;
 mod info;
 mod tokenize;
@@ -110,8 +113,11 @@ fn router(config: HttpConfig, phase: watch::Receiver<Phase>) -> Result<Router, c
         .route("/generate_stream", post(generate::generate_stream))
         .route("/v1/chat/completions", post(chat::chat))
         .route("/v1/completions", post(completions::completions))
+        .route("/invocations", post(invocations::invocations))
+        .route("/vertex", post(vertex::vertex))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/chat_tokenize", post(tokenize::chat_tokenize))
+        .route("/detokenize", post(tokenize::detokenize))
         .route("/health", get(health::ready))
         .route("/ping", get(health::ready))
         .route("/readyz", get(health::ready))

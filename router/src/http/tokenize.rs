@@ -1,5 +1,5 @@
-//! `/tokenize` and `/chat_tokenize`: what a prompt becomes, without generating. Neither needs a permit, and only the payload limit
-//! bounds them.
+//! `/tokenize`, `/chat_tokenize` and `/detokenize`: text to tokens and back, without generating. None needs a permit, and only the
+//! payload limit bounds them.
 
 use axum::Json;
 use serde::{Deserialize, Serialize};
@@ -50,6 +50,27 @@ pub async fn chat_tokenize(
         tokenize_response,
         templated_text,
     }))
+}
+
+#[derive(Deserialize)]
+pub struct DetokenizeBody {
+    tokens: Vec<u64>,
+    /// Leave control tokens such as the end of text out.
+    skip_special_tokens: Option<bool>,
+}
+
+#[derive(Serialize)]
+pub struct DetokenizedText {
+    text: String,
+}
+
+pub async fn detokenize(
+    Ready(app): Ready,
+    Json(Object(body)): Json<Object<DetokenizeBody>>,
+) -> Result<Json<DetokenizedText>, ApiError> {
+    let skip_special_tokens = body.skip_special_tokens.unwrap_or(false);
+    let text = app.generator.detokenize(body.tokens, skip_special_tokens);
+    Ok(Json(DetokenizedText { text: text.await? }))
 }
 
 async fn tokens(app: &App, prompt: Prompt) -> Result<(Vec<SimpleToken>, String), ApiError> {

@@ -107,6 +107,17 @@ impl Validator {
         self.on_worker(move || validator.tokenize_now(prompt)).await
     }
 
+    /// The text of tokens. No limit but the payload's applies.
+    pub async fn detokenize(
+        self: &Arc<Self>,
+        ids: Vec<u64>,
+        skip_special_tokens: bool,
+    ) -> Result<String, InputError> {
+        let validator = self.clone();
+        self.on_worker(move || validator.detokenize_now(&ids, skip_special_tokens))
+            .await
+    }
+
     async fn on_worker<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T, ValidationError> + Send + 'static,
@@ -163,6 +174,16 @@ impl Validator {
             }
             Rendered::TokenIds(_) => Err(ValidationError::Unsupported("token ids")),
         }
+    }
+
+    fn detokenize_now(
+        &self,
+        ids: &[u64],
+        skip_special_tokens: bool,
+    ) -> Result<String, ValidationError> {
+        let check = |&id: &u64| parameters::check_token_id("tokens", id, self.vocab_size);
+        let ids = ids.iter().map(check).collect::<Result<Vec<u32>, _>>()?;
+        Ok(self.tokenizer.decode(&ids, skip_special_tokens))
     }
 }
 

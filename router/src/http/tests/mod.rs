@@ -1,10 +1,12 @@
 //! Routes over a scripted engine.
 
 mod access;
+mod clouds;
 mod measures;
 mod openai_routes;
 mod recorded;
 mod streams;
+mod tokens;
 
 use std::sync::Arc;
 
