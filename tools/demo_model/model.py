@@ -26,7 +26,7 @@ class Shape:
     kv_heads: int = 2
     head_dim: int = 64
     intermediate: int = 704
-    vocabulary: int = 4096
+    vocabulary: int = 3072
     positions: int = 2048
     rope_theta: float = 10000.0
     epsilon: float = 1e-5
