@@ -73,11 +73,18 @@ fn scripted_with(
 ) -> Server {
     let (handle, held) = engine(script);
     let app = app(handle, options.limits);
+    Server {
+        held,
+        ..ready(app, options)
+    }
+}
+
+fn ready(app: App, options: Options) -> Server {
     let (phase, receiver) = watch::channel(Phase::Ready(Arc::new(app)));
     Server {
         router: router(config(options), receiver).unwrap(),
         phase,
-        held,
+        held: mpsc::channel(1).1,
     }
 }
 
