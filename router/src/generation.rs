@@ -134,6 +134,17 @@ impl Generator {
         Ok(text.await?)
     }
 
+    /// Why an accepted request would not be answered, as far as is known; `None` where it would.
+    pub fn trouble(&self) -> Option<String> {
+        if let Some(end) = self.engine.stopped() {
+            return Some(end.to_string());
+        }
+        let progress = self.engine.progress();
+        let waiting = progress.waiting_for();
+        let seconds = waiting.as_secs();
+        (waiting > progress.patience()).then(|| format!("a step has been running for {seconds} s"))
+    }
+
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
     }

@@ -35,7 +35,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use config::{Config, ConfigError};
-use http::{HttpConfig, Phase};
+use http::{ConnectionLimits, HttpConfig, Phase};
 use supervision::Announced;
 use telemetry::MetricsHandle;
 
@@ -208,6 +208,7 @@ fn http_config(config: &Config, metrics: &MetricsHandle) -> HttpConfig {
         cors_allow_origin: config.cors_allow_origin.clone(),
         api_key: config.api_key.clone(),
         payload_limit_bytes: config.limits.payload_limit_bytes,
+        connections: ConnectionLimits::for_payload(config.limits.payload_limit_bytes),
         metrics: metrics.clone(),
     }
 }

@@ -38,6 +38,8 @@ struct MethodMetrics {
     decode: Histogram,
     filter: Histogram,
     step: Histogram,
+    /// The longest step of late: an older one counts for less with every step.
+    usual_step: Option<Duration>,
 }
 
 /// A plan that the shards have not answered.
@@ -101,8 +103,15 @@ impl EngineMetrics {
         if plan.only_forgets {
             return;
         }
-        let method = self.method(plan.is_prefill);
         let step = received_at.duration_since(started_at);
+        let method = match plan.is_prefill {
+            true => &mut self.prefill,
+            false => &mut self.decode,
+        };
+        let faded = method
+            .usual_step
+            .map_or(Duration::ZERO, |usual| usual / 100 * 99);
+        method.usual_step = Some(faded.max(step));
         method.success.increment(1);
         method.step.record(step);
         method
@@ -139,6 +148,11 @@ impl EngineMetrics {
             .map_or(plan.sent_at, |last| last.max(plan.sent_at))
     }
 
+    /// How long such steps took of late; `None` before the first.
+    pub(super) fn usual_step(&self, plan: &SentPlan) -> Option<Duration> {
+        self.method(plan.is_prefill).usual_step
+    }
+
     fn method(&self, is_prefill: bool) -> &MethodMetrics {
         if is_prefill {
             &self.prefill
@@ -158,6 +172,7 @@ impl MethodMetrics {
             decode: histogram!("tgi_batch_decode_duration", "method" => method),
             filter: histogram!("tgi_batch_filter_duration", "method" => method),
             step: histogram!("text_gen_step_duration", "method" => method),
+            usual_step: None,
         }
     }
 }

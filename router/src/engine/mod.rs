@@ -17,6 +17,10 @@ use tokio::sync::{Notify, mpsc, watch};
 
 pub use step_loop::StepLoop;
 
+/// Of the first step of a kind nothing is known yet.
+const FIRST_STEP_PATIENCE: Duration = Duration::from_secs(300);
+const MIN_PATIENCE: Duration = Duration::from_secs(30);
+
 /// What happens to one sequence, in this order: `Admitted`, then `PromptLogprobs` if asked for, then tokens, the last of which has
 /// a finish reason. `Failed` can come at any point and is the last event. A closed stream without a last event means the engine died.
 #[derive(Debug)]
@@ -72,6 +76,8 @@ pub struct Progress {
     pub num_steps: u64,
     /// When the shards were last heard of, while they owe an answer: the last answer, or the plan that ended a silence.
     pub waiting_since: Option<Instant>,
+    /// How long steps like the one that is waited for took of late, if there were any.
+    pub usual_step: Option<Duration>,
 }
 
 impl Progress {
@@ -79,6 +85,13 @@ impl Progress {
     pub fn waiting_for(&self) -> Duration {
         self.waiting_since
             .map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// How long the shards may owe an answer before something must be wrong with them.
+    pub fn patience(&self) -> Duration {
+        self.usual_step.map_or(FIRST_STEP_PATIENCE, |usual| {
+            MIN_PATIENCE.max(usual.saturating_mul(20))
+        })
     }
 }
 
@@ -140,6 +153,11 @@ impl EngineHandle {
         self.shared.progress.subscribe()
     }
 
+    #[cfg(test)]
+    pub(crate) fn show_progress(&self, progress: Progress) {
+        self.shared.progress.send_replace(progress);
+    }
+
     /// Why the engine takes no more sequences; `None` while it does.
     pub fn stopped(&self) -> Option<EngineError> {
         self.submissions.is_closed().then(|| self.end())
@@ -179,5 +197,24 @@ impl Drop for TokenStream {
             self.receiver.close();
             self.shared.dropped.notify_one();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patience_grows_with_the_usual_step_and_is_never_short() {
+        let patience = |usual_step| {
+            let progress = Progress {
+                usual_step,
+                ..Progress::default()
+            };
+            progress.patience().as_secs()
+        };
+        assert_eq!(patience(None), 300);
+        assert_eq!(patience(Some(Duration::from_millis(20))), 30);
+        assert_eq!(patience(Some(Duration::from_secs(4))), 80);
     }
 }

@@ -164,15 +164,14 @@ impl StepLoop {
         let stats = self.scheduler.stats();
         self.metrics
             .report(&stats, self.sequences.num_admitted_tokens());
+        let oldest = self.outstanding.front();
         self.shared.progress.send_replace(Progress {
             num_queued: stats.num_waiting,
             num_running: stats.num_running,
             num_used_blocks: stats.num_used_blocks,
             num_steps: self.metrics.num_steps(),
-            waiting_since: self
-                .outstanding
-                .front()
-                .map(|plan| self.metrics.step_start(plan)),
+            waiting_since: oldest.map(|plan| self.metrics.step_start(plan)),
+            usual_step: oldest.and_then(|plan| self.metrics.usual_step(plan)),
         });
     }
 }

@@ -1,15 +1,53 @@
-//! Shapes that several JSON bodies share, and that serde alone would take too generously or too strictly.
+//! How JSON bodies are read, and the shapes that several share, and that serde alone would take too generously or too strictly.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
+use std::time::Duration;
 
+use axum::Json;
+use axum::body::HttpBody;
+use axum::extract::{FromRequest, Request};
+use axum::http::StatusCode;
+use axum::http::header::CONNECTION;
+use axum::response::{IntoResponse, Response};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
+use tokio::time::timeout;
 
+use super::HttpState;
+use super::errors::ApiError;
 use crate::input::ValidationError;
+
+/// What axum says of a body that it has read as far as it may.
+const TOO_LARGE: &str = "Failed to buffer the request body: length limit exceeded";
+
+/// The JSON of a request. Refused before it is read if it says that it is too large, and given up if it does not arrive in time.
+pub struct JsonBody<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<HttpState> for JsonBody<T> {
+    type Rejection = Response;
+
+    async fn from_request(request: Request, state: &HttpState) -> Result<Self, Response> {
+        let announced_bytes = request.body().size_hint().lower();
+        if announced_bytes > state.payload_limit_bytes as u64 {
+            return Err((StatusCode::PAYLOAD_TOO_LARGE, TOO_LARGE).into_response());
+        }
+        match timeout(state.body_timeout, Json::from_request(request, state)).await {
+            Ok(Ok(Json(value))) => Ok(Self(value)),
+            Ok(Err(rejection)) => Err(rejection.into_response()),
+            Err(_elapsed) => Err(late(state.body_timeout)),
+        }
+    }
+}
+
+fn late(allowed: Duration) -> Response {
+    let message = format!("the body did not arrive within {} s", allowed.as_secs());
+    let error = ApiError::new(StatusCode::REQUEST_TIMEOUT, message, "timeout");
+    ([(CONNECTION, "close")], error).into_response()
+}
 
 /// A JSON object. A derived type alone would also accept an array of its fields in order.
 pub struct Object<T>(pub T);

@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use super::answer::{self, CollectedSequence, Step};
-use super::body::Object;
+use super::body::{JsonBody, Object};
 use super::chat_body::{self, ChatBody};
 use super::errors::ApiError;
 use super::openai::{self, Identity, SYSTEM_FINGERPRINT, Usage};
@@ -18,7 +18,10 @@ use crate::input::ValidationError;
 use crate::output::{TextDelta, Token};
 use crate::types::Request;
 
-pub async fn chat(Ready(app): Ready, Json(Object(body)): Json<Object<ChatBody>>) -> Response {
+pub async fn chat(
+    Ready(app): Ready,
+    JsonBody(Object(body)): JsonBody<Object<ChatBody>>,
+) -> Response {
     respond(&app, body).await
 }
 

@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
 use super::answer::{self, Answer, Collected, CollectedSequence};
-use super::body::{LogitBias, Object, OneOrMany};
+use super::body::{JsonBody, LogitBias, Object, OneOrMany};
 use super::errors::ApiError;
 use super::openai::{self, Identity, SYSTEM_FINGERPRINT, Usage};
 use super::{App, Ready, completion_stream, metrics};
@@ -82,7 +82,7 @@ impl TryFrom<TypedPrompts> for Prompts {
 
 pub async fn completions(
     Ready(app): Ready,
-    Json(Object(body)): Json<Object<CompletionBody>>,
+    JsonBody(Object(body)): JsonBody<Object<CompletionBody>>,
 ) -> Response {
     respond(&app, body).await
 }

@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
 use super::answer::{self, Collected, CollectedSequence, Usage};
-use super::body::Object;
+use super::body::{JsonBody, Object};
 use super::errors::ApiError;
 use super::generate_stream::stream;
 use super::{App, Ready, metrics};
@@ -69,7 +69,10 @@ impl GenerateBody {
     }
 }
 
-pub async fn compat(Ready(app): Ready, Json(Object(body)): Json<Object<GenerateBody>>) -> Response {
+pub async fn compat(
+    Ready(app): Ready,
+    JsonBody(Object(body)): JsonBody<Object<GenerateBody>>,
+) -> Response {
     respond_compat(&app, body).await
 }
 
@@ -87,7 +90,7 @@ pub(super) async fn respond_compat(app: &App, mut body: GenerateBody) -> Respons
 
 pub async fn generate(
     Ready(app): Ready,
-    Json(Object(body)): Json<Object<GenerateBody>>,
+    JsonBody(Object(body)): JsonBody<Object<GenerateBody>>,
 ) -> Response {
     match whole(&app, body).await {
         Ok((headers, response)) => (headers, Json(response)).into_response(),
@@ -97,7 +100,7 @@ pub async fn generate(
 
 pub async fn generate_stream(
     Ready(app): Ready,
-    Json(Object(body)): Json<Object<GenerateBody>>,
+    JsonBody(Object(body)): JsonBody<Object<GenerateBody>>,
 ) -> Response {
     stream(&app, body).await
 }

@@ -1,13 +1,12 @@
 //! `/invocations`, the one route that SageMaker calls: the body of `/`, of `/v1/chat/completions` or of `/v1/completions`, and that
 //! route's answer. A body that could be several of them is the first.
 
-use axum::Json;
 use axum::response::Response;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use super::body::{self, TellingKeys};
+use super::body::{self, JsonBody, TellingKeys};
 use super::chat_body::ChatBody;
 use super::completions::CompletionBody;
 use super::generate::GenerateBody;
@@ -37,7 +36,10 @@ impl<'de> Deserialize<'de> for Invocation {
     }
 }
 
-pub async fn invocations(Ready(app): Ready, Json(invocation): Json<Invocation>) -> Response {
+pub async fn invocations(
+    Ready(app): Ready,
+    JsonBody(invocation): JsonBody<Invocation>,
+) -> Response {
     match invocation {
         Invocation::Generate(body) => generate::respond_compat(&app, *body).await,
         Invocation::Chat(body) => chat::respond(&app, *body).await,

@@ -33,14 +33,18 @@ mod sse;
 mod auth;
 mod cors;
 
+// What carries them.
+mod connection;
+mod server;
+
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, FromRequestParts};
 use axum::http::request::Parts;
 use axum::routing::{get, post};
-use axum::serve::ListenerExt;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -48,6 +52,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use crate::generation::Generator;
 use crate::telemetry::MetricsHandle;
 use crate::types::{Limits, ModelInfo};
+pub use connection::ConnectionLimits;
 use errors::ApiError;
 
 /// Where the server is in its life.
@@ -73,6 +78,7 @@ pub struct HttpConfig {
     /// Everything but health needs it.
     pub api_key: Option<String>,
     pub payload_limit_bytes: usize,
+    pub connections: ConnectionLimits,
     pub metrics: MetricsHandle,
 }
 
@@ -81,23 +87,19 @@ pub async fn serve(
     listener: TcpListener,
     config: HttpConfig,
     phase: watch::Receiver<Phase>,
-    shutdown: impl Future<Output = ()> + Send + 'static,
+    shutdown: impl Future<Output = ()>,
 ) -> std::io::Result<()> {
+    let connections = config.connections;
     let router = router(config, phase).map_err(std::io::Error::other)?;
-    // Without this a token waits for the acknowledgement of the one before.
-    let listener = listener.tap_io(|stream| {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!("cannot set TCP_NODELAY: {error}");
-        }
-    });
-    axum::serve(listener, router)
-        .with_graceful_shutdown(shutdown)
-        .await
+    server::serve(listener, router, connections, shutdown).await;
+    Ok(())
 }
 
 #[derive(Clone)]
 struct HttpState {
     phase: watch::Receiver<Phase>,
+    payload_limit_bytes: usize,
+    body_timeout: Duration,
     metrics: MetricsHandle,
 }
 
@@ -105,6 +107,8 @@ struct HttpState {
 fn router(config: HttpConfig, phase: watch::Receiver<Phase>) -> Result<Router, cors::BadOrigin> {
     let state = HttpState {
         phase,
+        payload_limit_bytes: config.payload_limit_bytes,
+        body_timeout: config.connections.body_timeout,
         metrics: config.metrics,
     };
     let mut router = Router::new()

@@ -4,7 +4,7 @@
 use axum::Json;
 use serde::{Deserialize, Serialize};
 
-use super::body::Object;
+use super::body::{JsonBody, Object};
 use super::chat_body::{self, ChatBody};
 use super::errors::ApiError;
 use super::{App, Ready};
@@ -34,7 +34,7 @@ pub struct ChatTokens {
 
 pub async fn tokenize(
     Ready(app): Ready,
-    Json(Object(body)): Json<Object<TokenizeBody>>,
+    JsonBody(Object(body)): JsonBody<Object<TokenizeBody>>,
 ) -> Result<Json<Vec<SimpleToken>>, ApiError> {
     let (tokens, _) = tokens(&app, Prompt::Text(body.inputs)).await?;
     Ok(Json(tokens))
@@ -42,7 +42,7 @@ pub async fn tokenize(
 
 pub async fn chat_tokenize(
     Ready(app): Ready,
-    Json(Object(body)): Json<Object<ChatBody>>,
+    JsonBody(Object(body)): JsonBody<Object<ChatBody>>,
 ) -> Result<Json<ChatTokens>, ApiError> {
     let chat = chat_body::conversation(body.messages);
     let (tokenize_response, templated_text) = tokens(&app, Prompt::Chat(chat)).await?;
@@ -66,7 +66,7 @@ pub struct DetokenizedText {
 
 pub async fn detokenize(
     Ready(app): Ready,
-    Json(Object(body)): Json<Object<DetokenizeBody>>,
+    JsonBody(Object(body)): JsonBody<Object<DetokenizeBody>>,
 ) -> Result<Json<DetokenizedText>, ApiError> {
     let skip_special_tokens = body.skip_special_tokens.unwrap_or(false);
     let text = app.generator.detokenize(body.tokens, skip_special_tokens);

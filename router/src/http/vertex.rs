@@ -7,7 +7,7 @@ use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
-use super::body::{self, Object, TellingKeys};
+use super::body::{self, JsonBody, Object, TellingKeys};
 use super::chat_body::ChatBody;
 use super::errors::ApiError;
 use super::generate::GenerateBody;
@@ -45,7 +45,7 @@ pub struct Predictions {
 
 pub async fn vertex(
     Ready(app): Ready,
-    Json(Object(body)): Json<Object<VertexBody>>,
+    JsonBody(Object(body)): JsonBody<Object<VertexBody>>,
 ) -> Result<Json<Predictions>, ApiError> {
     check(&app, &body)?;
     let predicting = body

@@ -180,6 +180,27 @@ async fn the_shard_has_the_next_plan_before_it_answers() {
 }
 
 #[tokio::test]
+async fn the_usual_step_is_known_once_one_of_its_kind_was_answered() {
+    let mut fixture = Fixture::one_shard(Script {
+        held: true,
+        ..Script::default()
+    })
+    .await;
+    let _stream = fixture.submit(&[1, 2, 3], 4);
+    fixture.shards[0].plans(2).await;
+    let mut progress = fixture.engine.watch_progress();
+    for (num_steps, is_known) in [(0, false), (1, false), (2, true)] {
+        reached(&mut progress, |progress| {
+            progress.num_steps == num_steps && progress.waiting_since.is_some()
+        })
+        .await;
+        let usual_step = fixture.engine.progress().usual_step;
+        assert_eq!(usual_step.is_some(), is_known, "after {num_steps} steps");
+        fixture.shards[0].release(1);
+    }
+}
+
+#[tokio::test]
 async fn admission_is_told_once_with_the_cached_tokens() {
     let fixture = Fixture::one_shard(Script::default()).await;
     let prompt = [1, 2, 3, 4, 5, 6, 7, 8, 9];

@@ -1,8 +1,11 @@
 //! Who may ask, and when: phases, keys, CORS, limits.
 
+use std::time::{Duration, Instant};
+
 use serde_json::json;
 
 use super::*;
+use crate::engine::Progress;
 use crate::generation::scripted::{admitted, token};
 
 fn small() -> Value {
@@ -42,6 +45,39 @@ async fn a_running_stream_goes_on_while_the_server_stops_and_new_ones_are_refuse
         .await
         .unwrap();
     assert!(String::from_utf8_lossy(&bytes).contains("\"generated_text\":\" return None\""));
+}
+
+#[tokio::test]
+async fn a_step_that_takes_far_too_long_is_a_matter_of_health() {
+    let (engine, _submissions) = EngineHandle::new(1);
+    let server = ready(app(engine.clone(), limits()), Options::default());
+    let began = |seconds| Progress {
+        waiting_since: Instant::now().checked_sub(Duration::from_secs(seconds)),
+        usual_step: Some(Duration::from_secs(2)),
+        ..Progress::default()
+    };
+    engine.show_progress(began(39));
+    assert_eq!(server.get("/health").await.status, 200);
+    engine.show_progress(began(41));
+    for path in ["/", "/health", "/ping", "/readyz"] {
+        let reply = server.get(path).await;
+        assert_eq!(reply.status, 503, "{path}");
+        assert_eq!(reply.json()["error_type"], "healthcheck");
+        let told = reply.json()["error"].to_string();
+        assert!(told.contains("has been running for 41 s"), "{told}");
+    }
+    assert_eq!(server.get("/livez").await.status, 200);
+}
+
+#[tokio::test]
+async fn an_engine_that_has_stopped_is_a_matter_of_health() {
+    let (engine, submissions) = EngineHandle::new(1);
+    let server = ready(app(engine, limits()), Options::default());
+    assert_eq!(server.get("/health").await.status, 200);
+    drop(submissions);
+    let reply = server.get("/health").await;
+    assert_eq!(reply.status, 503);
+    assert_eq!(reply.json()["error"], "the engine has stopped");
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ mod clouds;
 mod measures;
 mod openai_routes;
 mod recorded;
+mod sockets;
 mod streams;
 mod tokens;
 
@@ -17,7 +18,7 @@ use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tower::ServiceExt;
 
-use super::{App, HttpConfig, Phase, router};
+use super::{App, ConnectionLimits, HttpConfig, Phase, router};
 use crate::engine::{EngineHandle, TokenEvent};
 use crate::generation::Generator;
 use crate::generation::scripted::{Greedy, Held, engine};
@@ -36,6 +37,7 @@ struct Server {
 
 struct Options {
     limits: Limits,
+    connections: ConnectionLimits,
     api_key: Option<&'static str>,
     cors: Vec<&'static str>,
 }
@@ -44,6 +46,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             limits: limits(),
+            connections: ConnectionLimits::for_payload(limits().payload_limit_bytes),
             api_key: None,
             cors: Vec::new(),
         }
@@ -70,17 +73,28 @@ fn scripted_with(
 ) -> Server {
     let (handle, held) = engine(script);
     let app = app(handle, options.limits);
+    Server {
+        held,
+        ..ready(app, options)
+    }
+}
+
+fn ready(app: App, options: Options) -> Server {
     let (phase, receiver) = watch::channel(Phase::Ready(Arc::new(app)));
-    let config = HttpConfig {
+    Server {
+        router: router(config(options), receiver).unwrap(),
+        phase,
+        held: mpsc::channel(1).1,
+    }
+}
+
+fn config(options: Options) -> HttpConfig {
+    HttpConfig {
         cors_allow_origin: options.cors.into_iter().map(str::to_owned).collect(),
         api_key: options.api_key.map(str::to_owned),
         payload_limit_bytes: options.limits.payload_limit_bytes,
+        connections: options.connections,
         metrics: MetricsHandle::default(),
-    };
-    Server {
-        router: router(config, receiver).unwrap(),
-        phase,
-        held,
     }
 }
 
