@@ -14,7 +14,7 @@ from demo_model.train import Recipe, Training
 transformers = pytest.importorskip("transformers")
 
 SHAPE = Shape(hidden=32, layers=2, heads=4, kv_heads=2, head_dim=8, intermediate=48, vocabulary=420, positions=256)
-RECIPE = Recipe(steps=6, windows=2, length=64, warmup=2, shape=SHAPE, tokenizer_documents=100)
+RECIPE = Recipe(steps=6, tokens=256, lengths=(32, 64), warmup=2, shape=SHAPE, tokenizer_documents=100)
 
 
 def training(folder, recipe=RECIPE) -> Training:
@@ -60,7 +60,7 @@ def test_the_loss_falls(undisturbed):
 
 
 def test_a_target_is_the_next_token_with_its_own_weight(undisturbed):
-    batch = Batches(undisturbed.tokenizer, seed=0, windows=2, length=64).batch(0)
+    batch = Batches(undisturbed.tokenizer, seed=0, tokens=128, lengths=[64]).batch(0)
     assert torch.equal(batch.token_ids[:, 1:], batch.targets[:, :-1])
     answer = batch.targets[batch.weights == 1.0]
     assert undisturbed.tokenizer.token_to_id("<|im_start|>") not in answer.tolist()
