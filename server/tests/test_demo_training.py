@@ -14,7 +14,7 @@ from demo_model.train import Recipe, Training
 transformers = pytest.importorskip("transformers")
 
 SHAPE = Shape(hidden=32, layers=2, heads=4, kv_heads=2, head_dim=8, intermediate=48, vocabulary=420, positions=256)
-RECIPE = Recipe(steps=6, windows=2, length=64, warmup=2, shape=SHAPE, tokenizer_documents=100)
+RECIPE = Recipe(steps=6, tokens=256, lengths=(32, 64), warmup=2, shape=SHAPE, tokenizer_documents=100)
 
 
 def training(folder, recipe=RECIPE) -> Training:
@@ -60,10 +60,24 @@ def test_the_loss_falls(undisturbed):
 
 
 def test_a_target_is_the_next_token_with_its_own_weight(undisturbed):
-    batch = Batches(undisturbed.tokenizer, seed=0, windows=2, length=64).batch(0)
+    tokenizer = undisturbed.tokenizer
+    batch = Batches(tokenizer, seed=0, tokens=512, lengths=[512]).batch(0)
     assert torch.equal(batch.token_ids[:, 1:], batch.targets[:, :-1])
-    answer = batch.targets[batch.weights == 1.0]
-    assert undisturbed.tokenizer.token_to_id("<|im_start|>") not in answer.tolist()
+    targets, weights = batch.targets[0].tolist(), batch.weights[0].tolist()
+    head = tokenizer.encode("<|im_start|>assistant\n").ids
+    begins = [idx + len(head) for idx in range(len(targets) - len(head)) if targets[idx : idx + len(head)] == head]
+    ends = [targets.index(tokenizer.token_to_id("<|im_end|>"), idx) for idx in begins if idx < 400]
+    assert ends
+    for begin, end in zip(begins, ends, strict=False):
+        assert weights[begin - len(head) : begin] == pytest.approx([0.1] * len(head))
+        assert weights[begin : end + 1] == [1.0] * (end + 1 - begin)
+        assert weights[end + 1] == pytest.approx(0.1)
+
+
+def test_every_step_has_documents_of_its_own_and_lengths_come_in_turn(undisturbed):
+    batches = Batches(undisturbed.tokenizer, seed=0, tokens=128, lengths=[64, 128])
+    assert [batches.batch(step).token_ids.shape for step in range(3)] == [(2, 64), (1, 128), (2, 64)]
+    assert not torch.equal(batches.batch(0).token_ids, batches.batch(2).token_ids)
 
 
 def test_the_rate_rises_stays_and_falls():

@@ -20,8 +20,7 @@ def main() -> None:
     recipe = Recipe(
         seed=arguments.seed,
         steps=arguments.steps,
-        windows=arguments.windows,
-        length=arguments.length,
+        tokens=arguments.tokens,
         learning_rate=arguments.learning_rate,
     )
     training = Training(recipe, arguments.work, device=arguments.device, bfloat16=not arguments.float32)
@@ -44,8 +43,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--report-every", type=int, default=100, help="steps between held-out losses and checkpoints")
     parser.add_argument("--seed", type=int, default=recipe.seed)
     parser.add_argument("--steps", type=int, default=recipe.steps, help="may change until the learning rate begins to fall")
-    parser.add_argument("--windows", type=int, default=recipe.windows, help="windows in a step")
-    parser.add_argument("--length", type=int, default=recipe.length, help="tokens in a window")
+    parser.add_argument("--tokens", type=int, default=recipe.tokens, help="tokens in a step, a multiple of 1024")
     parser.add_argument("--learning-rate", type=float, default=recipe.learning_rate)
     return parser.parse_args()
 

@@ -13,6 +13,8 @@ import torch
 from demo_model.documents import HELD_OUT_SEED, document
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tokenizers import Tokenizer
     from torch import Tensor
 
@@ -28,23 +30,28 @@ class Batch:
 
 
 class Batches:
-    def __init__(self, tokenizer: Tokenizer, *, seed: int, windows: int, length: int) -> None:
-        self.tokenizer, self.seed, self.windows, self.length = tokenizer, seed, windows, length
+    """Each step has `tokens` tokens, in windows of the lengths in turn: most documents are short, and so is their attention."""
+
+    def __init__(self, tokenizer: Tokenizer, *, seed: int, tokens: int, lengths: Sequence[int]) -> None:
+        if any(tokens % length for length in lengths):
+            raise ValueError(f"a step of {tokens} tokens is no whole number of windows of {lengths}")
+        self.tokenizer, self.seed, self.tokens, self.lengths = tokenizer, seed, tokens, lengths
 
     def batch(self, step: int) -> Batch:
         index = step * DOCUMENTS_PER_STEP
+        length = self.lengths[step % len(self.lengths)]
         rows_of_ids, rows_of_weights = [], []
-        for _ in range(self.windows):
+        for _ in range(self.tokens // length):
             ids: list[int] = []
             weights: list[float] = []
-            while len(ids) < self.length + 1:
+            while len(ids) < length + 1:
                 for piece in document(self.seed, index):
                     piece_ids = self.tokenizer.encode(piece.text, add_special_tokens=False).ids
                     ids += piece_ids
                     weights += [piece.weight] * len(piece_ids)
                 index += 1
-            rows_of_ids.append(ids[: self.length + 1])
-            rows_of_weights.append(weights[1 : self.length + 1])
+            rows_of_ids.append(ids[: length + 1])
+            rows_of_weights.append(weights[1 : length + 1])
         assert index <= (step + 1) * DOCUMENTS_PER_STEP, "a step has read documents of the next"
         ids_tensor = torch.tensor(rows_of_ids)
         return Batch(ids_tensor[:, :-1].contiguous(), ids_tensor[:, 1:].contiguous(), torch.tensor(rows_of_weights))
@@ -52,4 +59,4 @@ class Batches:
 
 def held_out(tokenizer: Tokenizer, *, windows: int, length: int) -> Batch:
     """The same for every training; its documents are in none."""
-    return Batches(tokenizer, seed=HELD_OUT_SEED, windows=windows, length=length).batch(0)
+    return Batches(tokenizer, seed=HELD_OUT_SEED, tokens=windows * length, lengths=[length]).batch(0)

@@ -59,12 +59,12 @@ def _card(training: Training, folder: Path) -> str:
     answers = answer_all(folder)
     values = dataclasses.asdict(shape) | {
         "parameters": f"{sum(parameter.numel() for parameter in training.model.parameters()):,}",
-        "length": f"{recipe.length:,}",
+        "length": f"{max(recipe.lengths):,}",
         "step": f"{training.step:,}",
         "steps": f"{recipe.steps:,}",
         "steps_plain": recipe.steps,
         "seed": recipe.seed,
-        "tokens": f"{training.step * recipe.windows * recipe.length:,}",
+        "tokens": f"{training.step * recipe.tokens:,}",
         "minutes": f"{training.seconds / 60:.0f}",
         "device": f"{torch.get_num_threads()} CPU threads" if training.device == "cpu" else training.device,
         "torch": torch.__version__,

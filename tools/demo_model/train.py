@@ -30,10 +30,10 @@ class Recipe:
     """All that the weights depend on. The learning rate rises, stays, and falls as a cosine over the last part."""
 
     seed: int = 0
-    steps: int = 3600
-    windows: int = 8
-    length: int = 1024
-    learning_rate: float = 3e-3
+    steps: int = 4200
+    tokens: int = 6144
+    lengths: tuple[int, ...] = (512, 512, 512, 1024)
+    learning_rate: float = 5e-3
     warmup: int = 100
     falling_part: float = 0.5
     weight_decay: float = 0.1
@@ -65,8 +65,8 @@ class Training:
         self.recipe, self.device, self.bfloat16 = recipe, device, bfloat16
         self.checkpoint_file = folder / "checkpoint.pt"
         self.tokenizer = _tokenizer(recipe, folder / "tokenizer.json")
-        self.batches = Batches(self.tokenizer, seed=recipe.seed, windows=recipe.windows, length=recipe.length)
-        self.held_out = held_out(self.tokenizer, windows=16, length=recipe.length)
+        self.batches = Batches(self.tokenizer, seed=recipe.seed, tokens=recipe.tokens, lengths=recipe.lengths)
+        self.held_out = held_out(self.tokenizer, windows=16, length=max(recipe.lengths))
         self.model = new_model(recipe.shape, recipe.seed).to(device)
         self.optimizers = _optimizers(self.model, recipe)
         self.step = 0
@@ -85,7 +85,7 @@ class Training:
             now = time.monotonic()
             self.seconds, measured_at = self.seconds + now - measured_at, now
             if self.step % 20 == 0:
-                rate = (self.step - shown_step) * self.recipe.windows * self.recipe.length / (now - shown_at)
+                rate = (self.step - shown_step) * self.recipe.tokens / (now - shown_at)
                 print(f"step {self.step}/{self.recipe.steps} loss {loss:.3f} tokens/s {rate:.0f}", flush=True)
                 shown_at, shown_step = now, self.step
             if self.step % report_every == 0 and self.step < self.recipe.steps:
@@ -158,18 +158,22 @@ class Training:
 
 
 def _optimizers(model: LlamaModel, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """AdamW. The embedding is the output layer too and gets a smaller rate; norms do not decay."""
+    """Muon for the matrices of the layers (https://kellerjordan.github.io/posts/muon/), AdamW for the rest.
+
+    Muon needs a few matrix products more in a step, and far fewer steps than AdamW: see README.md.
+    """
     named = list(model.named_parameters())
-    groups = [
-        {
-            "params": [p for n, p in named if p.dim() == 2 and "embed" not in n],
-            "scale": 1.0,
-            "weight_decay": recipe.weight_decay,
-        },
-        {"params": [p for n, p in named if "embed" in n], "scale": 1.0, "weight_decay": 0.0},
-        {"params": [p for _, p in named if p.dim() == 1], "scale": 1.0, "weight_decay": 0.0},
+    matrices = [parameter for name, parameter in named if parameter.dim() == 2 and "embed" not in name]
+    others = [parameter for name, parameter in named if parameter.dim() == 1 or "embed" in name]
+    return [
+        torch.optim.Muon(
+            [{"params": matrices, "scale": 1.0}],
+            lr=recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
+            adjust_lr_fn="match_rms_adamw",
+        ),
+        torch.optim.AdamW([{"params": others, "scale": 1.6}], lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
     ]
-    return [torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98), fused=True)]
 
 
 def _tokenizer(recipe: Recipe, file: Path) -> Tokenizer:
