@@ -5,7 +5,7 @@ use std::pin::pin;
 
 use axum::Router;
 use axum::serve::Listener;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::select;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -23,16 +23,36 @@ pub async fn serve(
     let mut connections = JoinSet::new();
     let mut shutdown = pin!(shutdown);
     loop {
-        select! {
+        let stream = select! {
             biased;
             () = &mut shutdown => break,
-            Some(_) = connections.join_next() => {}
-            (stream, _) = Listener::accept(&mut listener), if connections.len() < limits.max_connections => {
-                connections.spawn(connection::serve(stream, router.clone(), limits, stopped.clone()));
-            }
-        }
+            stream = accept(&mut listener, &mut connections, limits.max_connections) => stream,
+        };
+        connections.spawn(connection::serve(
+            stream,
+            router.clone(),
+            limits,
+            stopped.clone(),
+        ));
     }
     drop(listener);
     stop.send_replace(true);
     while connections.join_next().await.is_some() {}
+}
+
+/// The next connection, once there is room for it. Forgets those that end meanwhile.
+async fn accept(
+    listener: &mut TcpListener,
+    connections: &mut JoinSet<()>,
+    max_connections: usize,
+) -> TcpStream {
+    // One future for the whole wait: a connection that ends must not cut the pause after an error short.
+    let mut accepting = pin!(Listener::accept(listener));
+    loop {
+        select! {
+            biased;
+            Some(_) = connections.join_next() => {}
+            (stream, _) = &mut accepting, if connections.len() < max_connections => return stream,
+        }
+    }
 }
