@@ -9,6 +9,22 @@ pub struct Request {
     /// The text of a stop string that matched stays in the answer.
     pub keep_stop_text: bool,
     pub parameters: Parameters,
+    /// What the answer's text must be; `None`: anything.
+    pub grammar: Option<Grammar>,
+}
+
+/// What a text must be, as the client wrote it. Nothing is checked yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Grammar {
+    /// A JSON value that the schema (JSON text) accepts.
+    JsonSchema(String),
+    /// Any JSON object.
+    JsonObject,
+    Regex(String),
+    /// One of these texts.
+    Choice(Vec<String>),
+    /// A grammar in the dialect of Lark that llguidance reads.
+    Lark(String),
 }
 
 #[derive(Debug)]
@@ -28,6 +44,36 @@ pub struct Chat {
     pub continue_final: Option<String>,
     /// Further variables of the template, by name.
     pub variables: Vec<(String, minijinja::Value)>,
+    /// What the model may call; `None`: nothing.
+    pub tools: Option<ToolUse>,
+    /// Most tokens of reasoning before the answer, for models that mark it; `None`: no limit.
+    pub reasoning_budget: Option<u64>,
+}
+
+/// The tools of a conversation, and whether they may or must be called.
+#[derive(Clone, Debug)]
+pub struct ToolUse {
+    pub tools: Vec<Tool>,
+    pub choice: ToolChoice,
+    /// More than one call in an answer.
+    pub parallel: bool,
+}
+
+#[derive(Clone, Debug)]
+pub struct Tool {
+    pub name: String,
+    /// JSON text of the schema that the arguments must fit.
+    pub parameters: String,
+    /// The tool as the client sent it, for the template.
+    pub definition: minijinja::Value,
+}
+
+/// Without a choice of "none", which is no `ToolUse` at all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ToolChoice {
+    Auto,
+    Required,
+    Named(String),
 }
 
 /// Whether tokens are drawn or the most likely one is taken.

@@ -15,6 +15,7 @@ fn request(text: &str, parameters: Parameters) -> Request {
         streamed: false,
         keep_stop_text: true,
         parameters,
+        grammar: None,
     }
 }
 

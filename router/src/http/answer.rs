@@ -10,7 +10,7 @@ use super::App;
 use super::errors::ApiError;
 use super::metrics::RequestMetrics;
 use crate::generation::{GenerationStream, Progress};
-use crate::output::{Finish, TextDelta, Token};
+use crate::output::{Finish, MessagePart, TextDelta, Token};
 use crate::types::Request;
 
 /// What happens to an answer. `Done` is the last, unless an error is.
@@ -155,14 +155,52 @@ pub struct Collected {
 
 pub struct CollectedSequence {
     pub text: String,
+    /// The same text as a message.
+    pub message: Message,
     pub tokens: Vec<Token>,
     pub finish: Finish,
     pub seed: Option<u64>,
 }
 
+/// What a model says to a chat, whole.
+#[derive(Default)]
+pub struct Message {
+    pub content: String,
+    pub reasoning: String,
+    pub calls: Vec<Call>,
+}
+
+/// A call of a tool.
+pub struct Call {
+    pub name: String,
+    /// JSON text of an object, unless the answer was cut off.
+    pub arguments: String,
+}
+
+impl Message {
+    fn push(&mut self, part: MessagePart) {
+        match part {
+            MessagePart::Content(text) => self.content.push_str(&text),
+            MessagePart::Reasoning(text) => self.reasoning.push_str(&text),
+            MessagePart::CallStart { name, .. } => self.calls.push(Call {
+                name,
+                arguments: String::new(),
+            }),
+            MessagePart::CallArguments { call_idx, text } => {
+                if let Some(call) = self.calls.get_mut(call_idx) {
+                    call.arguments.push_str(&text);
+                }
+            }
+        }
+    }
+}
+
 impl CollectedSequence {
     fn push(&mut self, delta: TextDelta) {
         self.text.push_str(&delta.text);
+        for part in delta.parts {
+            self.message.push(part);
+        }
         self.tokens.push(delta.token);
         self.finish = delta.finish.unwrap_or(self.finish);
     }
@@ -178,6 +216,7 @@ impl Answer {
     pub async fn collect(mut self) -> Result<Collected, ApiError> {
         let empty = |seed: &Option<u64>| CollectedSequence {
             text: String::new(),
+            message: Message::default(),
             tokens: Vec::new(),
             finish: Finish::Length,
             seed: *seed,

@@ -6,7 +6,7 @@ use axum::response::sse::Event;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use super::answer::{self, CollectedSequence, Step};
+use super::answer::{self, Call, CollectedSequence, Message, Step};
 use super::body::{JsonBody, Object};
 use super::chat_body::{self, ChatBody};
 use super::errors::ApiError;
@@ -88,7 +88,26 @@ struct Choice {
 #[derive(Serialize)]
 struct AssistantMessage {
     role: &'static str,
-    content: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<ToolCall>,
+}
+
+#[derive(Serialize)]
+struct ToolCall {
+    id: String,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    function: CalledFunction,
+}
+
+#[derive(Serialize)]
+struct CalledFunction {
+    name: String,
+    arguments: String,
 }
 
 #[derive(Serialize)]
@@ -142,11 +161,30 @@ impl From<Token> for TokenLogprob {
     }
 }
 
-fn message(content: String) -> AssistantMessage {
+/// Content is left out only where there are calls instead.
+fn message(message: Message) -> AssistantMessage {
+    let has_content = message.calls.is_empty() || !message.content.is_empty();
+    let call = |call: Call| ToolCall {
+        id: openai::unique_id("call"),
+        kind: "function",
+        function: CalledFunction {
+            name: call.name,
+            arguments: call.arguments,
+        },
+    };
     AssistantMessage {
         role: "assistant",
-        content,
+        content: has_content.then_some(message.content),
+        reasoning_content: (!message.reasoning.is_empty()).then_some(message.reasoning),
+        tool_calls: message.calls.into_iter().map(call).collect(),
     }
+}
+
+fn delta(content: String) -> AssistantMessage {
+    message(Message {
+        content,
+        ..Message::default()
+    })
 }
 
 async fn whole(
@@ -159,7 +197,7 @@ async fn whole(
     answer::insert_compute_time(&mut headers, &collected.usage);
     let choice = |(index, sequence): (usize, CollectedSequence)| Choice {
         index,
-        message: message(sequence.text),
+        message: message(sequence.message),
         logprobs: form.logprobs.then(|| Logprobs {
             content: sequence.tokens.into_iter().map(Into::into).collect(),
         }),
@@ -216,7 +254,7 @@ impl ChatWriter {
     fn choice(&self, index: usize, delta: TextDelta) -> ChunkChoice {
         ChunkChoice {
             index,
-            delta: message(delta.text),
+            delta: self::delta(delta.text),
             logprobs: self.0.logprobs.then(|| Logprobs {
                 content: vec![delta.token.into()],
             }),

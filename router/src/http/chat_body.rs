@@ -147,6 +147,8 @@ pub fn conversation(messages: Vec<Object<Message>>) -> Chat {
             .map(|Object(message)| Value::from(message))
             .collect(),
         variables: Vec::new(),
+        tools: None,
+        reasoning_budget: None,
     }
 }
 
@@ -200,6 +202,7 @@ pub fn request(body: ChatBody, streamed: bool) -> Result<Request, ValidationErro
         streamed,
         keep_stop_text: false,
         parameters,
+        grammar: None,
     })
 }
 

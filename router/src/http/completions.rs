@@ -200,6 +200,7 @@ fn requests(
             streamed,
             keep_stop_text: false,
             parameters: parameters.clone(),
+            grammar: None,
         },
     };
     Ok(body.prompt.0.into_iter().map(request).collect())

@@ -177,6 +177,7 @@ pub(super) fn request(
         streamed,
         keep_stop_text: true,
         parameters,
+        grammar: None,
     };
     Ok((form, request))
 }

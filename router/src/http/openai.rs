@@ -73,7 +73,7 @@ impl Identity {
 }
 
 /// Unique in this process by the counter, and across restarts by the random part.
-fn unique_id(prefix: &str) -> String {
+pub fn unique_id(prefix: &str) -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let count = NEXT.fetch_add(1, Ordering::Relaxed);
     let random = std::collections::hash_map::RandomState::new()

@@ -17,6 +17,7 @@ fn validate(prompt: Prompt, parameters: Parameters) -> Result<ValidRequest, Vali
         streamed: false,
         keep_stop_text: true,
         parameters,
+        grammar: None,
     })
 }
 
@@ -264,6 +265,7 @@ fn what_streams_cannot_do_is_refused() {
             streamed: true,
             keep_stop_text: true,
             parameters,
+            grammar: None,
         };
         validator().validate_now(request).unwrap_err().to_string()
     };
@@ -302,6 +304,7 @@ fn prompt_logprobs_are_computed_only_where_the_server_gives_them() {
         streamed: false,
         keep_stop_text: true,
         parameters: asked(),
+        grammar: None,
     };
     let spec = validator.validate_now(request).unwrap().sequence(0);
     assert!(spec.sampling.prompt_logprobs);

@@ -18,8 +18,28 @@ pub struct TextDelta {
     pub token: Token,
     /// Text that this token released. Empty while a character or a stop string may be incomplete, and for special tokens.
     pub text: String,
+    /// The same text as pieces of a message, for routes that answer with one.
+    pub parts: Vec<MessagePart>,
     /// Set with the last delta.
     pub finish: Option<Finish>,
+}
+
+/// A piece of the message that answers a chat, in the order in which the model wrote it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MessagePart {
+    Content(String),
+    /// What the model thought before it answered.
+    Reasoning(String),
+    /// The next call of a tool; calls are counted from 0.
+    CallStart {
+        call_idx: usize,
+        name: String,
+    },
+    /// More of the arguments of that call. Together they are one JSON object, unless the answer was cut off.
+    CallArguments {
+        call_idx: usize,
+        text: String,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -104,6 +124,10 @@ impl SequenceText {
         } else {
             new_text
         };
+        let parts = match released.text.as_str() {
+            "" => Vec::new(),
+            text => vec![MessagePart::Content(text.to_owned())],
+        };
         TextDelta {
             token: Token {
                 id: token.token_id,
@@ -113,6 +137,7 @@ impl SequenceText {
                 top_tokens: self.top_tokens(token.top_tokens),
             },
             text: released.text,
+            parts,
             finish,
         }
     }

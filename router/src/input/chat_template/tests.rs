@@ -19,6 +19,8 @@ fn chat(json: &str, continue_final: Option<&str>) -> Chat {
         messages: serde_json::from_str(json).unwrap(),
         continue_final: continue_final.map(str::to_owned),
         variables: Vec::new(),
+        tools: None,
+        reasoning_budget: None,
     }
 }
 
@@ -53,6 +55,8 @@ fn templates_render_as_transformers_renders_them() {
             messages: expected.messages.clone(),
             continue_final: None,
             variables: Vec::new(),
+            tools: None,
+            reasoning_budget: None,
         };
         let rendered = templates(&case.template).render(&chat);
         assert_eq!(rendered, Ok(case.rendered), "{name}");
