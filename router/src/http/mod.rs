@@ -27,6 +27,7 @@ mod errors;
 pub mod metrics;
 mod openai;
 mod openai_errors;
+mod openapi;
 mod sse;
 
 // Layers around all of them.
@@ -129,6 +130,7 @@ fn router(config: HttpConfig, phase: watch::Receiver<Phase>) -> Result<Router, c
         .route("/info", get(info::info))
         .route("/v1/models", get(info::models))
         .route("/metrics", get(info::metrics))
+        .merge(openapi::routes(config.api_key.is_some()))
         .layer(DefaultBodyLimit::max(config.payload_limit_bytes))
         .layer(CatchPanicLayer::custom(errors::panicked));
     if let Some(key) = config.api_key {

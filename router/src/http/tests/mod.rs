@@ -4,6 +4,7 @@ mod access;
 mod clouds;
 mod measures;
 mod openai_routes;
+mod openapi;
 mod recorded;
 mod sockets;
 mod streams;
