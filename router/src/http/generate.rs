@@ -35,7 +35,7 @@ pub struct GenerateBody {
 }
 
 /// How an answer is made and what is told of it. `null` is the same as absent.
-#[derive(Default, Deserialize, ToSchema)]
+#[derive(Clone, Default, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct GenerateParameters {
     /// Generate so many answers and give the one whose tokens are likeliest on average. Needs sampling, and no `seed`.
@@ -103,6 +103,14 @@ pub struct GenerateParameters {
 }
 
 impl GenerateBody {
+    pub(super) fn new(inputs: String, parameters: Option<GenerateParameters>) -> Self {
+        Self {
+            inputs,
+            parameters: parameters.map(Object),
+            stream: None,
+        }
+    }
+
     /// Draws tokens unless the body says otherwise.
     pub(super) fn sample_by_default(&mut self) {
         self.parameters_mut().do_sample.get_or_insert(true);

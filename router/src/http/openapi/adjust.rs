@@ -2,15 +2,14 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::http::auth::HEALTH_ROUTES;
+
 /// Routes that `/health` answers too, and the names of their operations.
 const LIKE_HEALTH: [(&str, &str); 3] = [
     ("/", "root_health"),
     ("/ping", "ping"),
     ("/readyz", "readyz"),
 ];
-
-/// Answered without a key. `auth` knows the same.
-const OPEN: [&str; 5] = ["/", "/health", "/ping", "/livez", "/readyz"];
 
 pub fn adjust(mut document: Value, with_key: bool) -> Value {
     add_health_routes(&mut document["paths"]);
@@ -130,7 +129,7 @@ fn add_panic(_path: &str, _method: &str, operation: &mut Value) {
 }
 
 fn need_key(path: &str, method: &str, operation: &mut Value) {
-    if method == "get" && OPEN.contains(&path) {
+    if method == "get" && HEALTH_ROUTES.contains(&path) {
         return;
     }
     operation["responses"]["401"] = json!({"description": "The API key is missing or wrong"});

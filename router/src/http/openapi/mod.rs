@@ -12,7 +12,8 @@ use utoipa::OpenApi;
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use super::{
-    chat, completions, errors, generate, health, info, invocations, openai_errors, tokenize, vertex,
+    chat, completions, errors, generate, health, info, invocations, kserve, openai_errors,
+    tokenize, vertex,
 };
 
 /// Clients that are generated from the document name their classes after it, so it stays TGI's.
@@ -36,6 +37,12 @@ pub const TAG: &str = "Text Generation Inference";
         tokenize::detokenize,
         invocations::invocations,
         vertex::vertex,
+        kserve::server_metadata,
+        kserve::live,
+        kserve::ready,
+        kserve::model_metadata,
+        kserve::model_ready,
+        kserve::infer,
         health::ready,
         health::alive,
         info::info,

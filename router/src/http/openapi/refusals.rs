@@ -13,6 +13,9 @@ type Responses = BTreeMap<String, RefOr<Response>>;
 /// Of routes that need a loaded model.
 pub struct WhileNotReady;
 
+/// Of routes that also read parts of their path.
+pub struct OfPaths;
+
 /// Of routes that read a body.
 pub struct OfBodies;
 
@@ -25,6 +28,14 @@ impl IntoResponses for WhileNotReady {
             503,
             "The model is loading, the server is stopping, or it cannot work",
         )])
+    }
+}
+
+impl IntoResponses for OfPaths {
+    fn responses() -> Responses {
+        let mut responses = WhileNotReady::responses();
+        responses.extend([text(400, "The path is not UTF-8")]);
+        responses
     }
 }
 

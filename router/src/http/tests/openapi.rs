@@ -1,5 +1,7 @@
 //! The document says what the routes do, and the page that shows it needs nothing from elsewhere.
 
+use std::path::Path;
+
 use super::*;
 
 async fn document(options: Options) -> Value {
@@ -99,4 +101,85 @@ async fn the_page_loads_only_files_of_this_server() {
     let settings = server.get("/docs/swagger-initializer.js").await.text;
     assert!(settings.contains("/api-doc/openapi.json"), "{settings}");
     assert!(settings.contains(r#""validatorUrl": "none""#), "{settings}");
+}
+
+/// Paths that sources hand to the router: a path, a comma and a method.
+fn routed_paths() -> Vec<String> {
+    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src/http")];
+    let mut paths = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() && !path.ends_with("tests") {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                paths.extend(paths_in(&std::fs::read_to_string(path).unwrap()));
+            }
+        }
+    }
+    paths
+}
+
+fn paths_in(source: &str) -> Vec<String> {
+    let methods = ["get(", "post(", "put(", "patch(", "delete(", "any("];
+    let literals = source.split('"').collect::<Vec<_>>();
+    let routes = literals.windows(2).filter(|pair| {
+        let behind = pair[1].strip_prefix(',').map(str::trim_start);
+        let is_routed = |behind: &str| methods.iter().any(|method| behind.starts_with(method));
+        pair[0].starts_with('/') && behind.is_some_and(is_routed)
+    });
+    routes.map(|pair| pair[0].to_owned()).collect()
+}
+
+#[test]
+fn routes_are_found_in_sources() {
+    let source =
+        "x.route(\"/a\", get(b)).route(\n  \"/c/{d}\",\n  post(e),\n); f(\"/g\", h, get(i));";
+    assert_eq!(paths_in(source), ["/a", "/c/{d}"]);
+}
+
+#[tokio::test]
+async fn the_document_has_the_routes_of_the_router_and_no_others() {
+    let described = document(Options::default()).await["paths"].clone();
+    let server = greedy();
+    let mut routed = routed_paths();
+    routed.sort();
+    let mut expected: Vec<&String> = described.as_object().unwrap().keys().collect();
+    expected.sort();
+    assert_eq!(routed.iter().collect::<Vec<_>>(), expected);
+    for (path, item) in described.as_object().unwrap() {
+        let path = path.replace(['{', '}'], "");
+        let request = Request::patch(&path).body(Body::empty()).unwrap();
+        let reply = server.send(request).await;
+        assert_eq!(reply.status, 405, "{path}");
+        let allowed = reply.header("allow").unwrap().to_lowercase();
+        let mut allowed: Vec<&str> = allowed
+            .split(',')
+            .filter(|method| *method != "head")
+            .collect();
+        allowed.sort_unstable();
+        let mut methods: Vec<&String> = item.as_object().unwrap().keys().collect();
+        methods.sort();
+        assert_eq!(allowed, methods, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn references_lead_somewhere_and_names_of_operations_differ() {
+    let document = document(Options::default()).await;
+    let text = document.to_string();
+    for reference in text.split("\"$ref\":\"#").skip(1) {
+        let pointer = reference.split('"').next().unwrap();
+        assert!(document.pointer(pointer).is_some(), "{pointer}");
+    }
+    let mut names: Vec<&str> = text
+        .split("\"operationId\":\"")
+        .skip(1)
+        .map(|rest| rest.split('"').next().unwrap())
+        .collect();
+    let count = names.len();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), count);
+    assert!(count > 20);
 }
