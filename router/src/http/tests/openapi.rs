@@ -1,6 +1,7 @@
 //! The document says what the routes do, and the page that shows it needs nothing from elsewhere.
 
 use std::path::Path;
+use std::time::Duration;
 
 use super::*;
 
@@ -182,4 +183,56 @@ async fn references_lead_somewhere_and_names_of_operations_differ() {
     names.dedup();
     assert_eq!(names.len(), count);
     assert!(count > 20);
+}
+
+/// Every exchange of `send` is held to the document.
+#[tokio::test]
+async fn the_answer_to_a_late_body_is_described() {
+    let mut options = Options::default();
+    options.connections.body_timeout = Duration::from_millis(1);
+    let server = greedy_with(options);
+    let never = futures::stream::pending::<Result<Vec<u8>, std::convert::Infallible>>();
+    let request = Request::post("/generate").header("content-type", "application/json");
+    let request = request.body(Body::from_stream(never)).unwrap();
+    assert_eq!(server.send(request).await.status, 408);
+}
+
+#[tokio::test]
+async fn every_way_to_send_a_key_that_is_described_is_accepted() {
+    let key = "Sekret-Key";
+    let options = || Options {
+        api_key: Some(key),
+        ..Options::default()
+    };
+    let document = document(options()).await;
+    let schemes = document["components"]["securitySchemes"].clone();
+    let schemes = schemes.as_object().unwrap();
+    assert!(!schemes.is_empty());
+    let server = greedy_with(options());
+    for (name, scheme) in schemes {
+        let (header, value) = match scheme["type"].as_str().unwrap() {
+            "http" => ("authorization", format!("Bearer {key}")),
+            "apiKey" => (scheme["name"].as_str().unwrap(), key.to_owned()),
+            other => panic!("{other}"),
+        };
+        for (path, item) in document["paths"].as_object().unwrap() {
+            let needs = |operation: &Value| {
+                let ways = operation["security"].as_array().into_iter().flatten();
+                ways.into_iter().any(|way| !way[name].is_null())
+            };
+            for (method, _) in item
+                .as_object()
+                .unwrap()
+                .iter()
+                .filter(|(_, operation)| needs(operation))
+            {
+                let request = Request::builder()
+                    .method(method.to_uppercase().as_str())
+                    .uri(path.replace(['{', '}'], ""))
+                    .header(header, &value);
+                let reply = server.send(request.body(Body::empty()).unwrap()).await;
+                assert_ne!(reply.status, 401, "{name}: {method} {path}");
+            }
+        }
+    }
 }
