@@ -10,6 +10,17 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use subtle::ConstantTimeEq;
 
+/// Open to everybody, for those who watch over the process.
+pub const HEALTH_ROUTES: [&str; 7] = [
+    "/",
+    "/health",
+    "/ping",
+    "/livez",
+    "/readyz",
+    "/v2/health/live",
+    "/v2/health/ready",
+];
+
 #[derive(Clone)]
 pub struct ApiKey(Arc<str>);
 
@@ -40,6 +51,5 @@ pub async fn require_key(State(key): State<ApiKey>, request: Request, next: Next
 
 fn is_open(request: &Request) -> bool {
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
-    let open = ["/", "/health", "/ping", "/livez", "/readyz"];
-    reads && open.contains(&request.uri().path())
+    reads && HEALTH_ROUTES.contains(&request.uri().path())
 }

@@ -16,6 +16,7 @@ use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use tokio::time::timeout;
+use utoipa::ToSchema;
 
 use super::HttpState;
 use super::errors::ApiError;
@@ -85,7 +86,7 @@ pub fn parse<T: DeserializeOwned, E: serde::de::Error>(json: &RawValue) -> Resul
 }
 
 /// OpenAI's `stop`: one string or a list.
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(untagged)]
 pub enum OneOrMany {
     One(String),
@@ -102,9 +103,10 @@ impl OneOrMany {
 }
 
 /// Token ids as text, with what is added to their logits. TGI took a list of numbers and ignored it.
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(untagged)]
 pub enum LogitBias {
+    /// From -100 to 100 for each token id.
     ByToken(BTreeMap<String, f64>),
     Ignored(Vec<f64>),
 }

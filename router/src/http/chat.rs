@@ -5,12 +5,16 @@ use axum::http::HeaderMap;
 use axum::response::sse::Event;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::answer::{self, Call, CollectedSequence, Message, Step};
 use super::body::{JsonBody, Object};
 use super::chat_body::{self, ChatBody};
 use super::errors::ApiError;
 use super::openai::{self, Identity, SYSTEM_FINGERPRINT, Usage};
+use super::openapi::TAG;
+use super::openapi::described::{ChatCompletionDelta, OutputMessage, StopReason};
+use super::openapi::refusals::OfGenerations;
 use super::sse::{self, EventWriter};
 use super::{App, Ready, metrics};
 use crate::generation::Progress;
@@ -18,6 +22,17 @@ use crate::input::ValidationError;
 use crate::output::{TextDelta, Token};
 use crate::types::Request;
 
+/// Answer a conversation, in the form of OpenAI's chat completions
+#[utoipa::path(
+    post, path = "/v1/chat/completions", operation_id = "chat_completions", tag = TAG,
+    request_body = ChatBody,
+    responses(
+        (status = 200, description = "The answers, streamed if `stream` is true", content(
+            (Completion = "application/json"), (Chunk = "text/event-stream")
+        )),
+        OfGenerations
+    )
+)]
 pub async fn chat(
     Ready(app): Ready,
     JsonBody(Object(body)): JsonBody<Object<ChatBody>>,
@@ -66,8 +81,10 @@ struct Form {
     include_usage: bool,
 }
 
-#[derive(Serialize)]
-struct Completion {
+#[derive(Serialize, ToSchema)]
+#[schema(as = ChatCompletion)]
+pub struct Completion {
+    #[schema(example = "chat.completion")]
     object: &'static str,
     id: String,
     created: u64,
@@ -77,11 +94,14 @@ struct Completion {
     usage: Usage,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = ChatCompletionComplete)]
 struct Choice {
     index: usize,
+    #[schema(value_type = OutputMessage)]
     message: AssistantMessage,
     logprobs: Option<Logprobs>,
+    #[schema(value_type = StopReason)]
     finish_reason: &'static str,
 }
 
@@ -110,38 +130,50 @@ struct CalledFunction {
     arguments: String,
 }
 
-#[derive(Serialize)]
-struct Chunk<'a> {
+/// A piece of one choice of a streamed answer, or, without choices, what the answer took.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ChatCompletionChunk)]
+pub struct Chunk<'a> {
+    #[schema(example = "chat.completion.chunk")]
     object: &'static str,
     id: &'a str,
     created: u64,
     model: &'a str,
     system_fingerprint: &'static str,
     choices: Vec<ChunkChoice>,
+    /// In the last chunk, if `stream_options.include_usage` asked for it.
     usage: Option<Usage>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = ChatCompletionChoice)]
 struct ChunkChoice {
     index: usize,
+    #[schema(value_type = ChatCompletionDelta)]
     delta: AssistantMessage,
     logprobs: Option<Logprobs>,
+    /// `null` until the choice's last chunk.
+    #[schema(value_type = Option<StopReason>)]
     finish_reason: Option<&'static str>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = ChatCompletionLogprobs)]
 struct Logprobs {
     content: Vec<TokenLogprob>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = ChatCompletionLogprob)]
 struct TokenLogprob {
     token: String,
     logprob: f32,
+    /// The likeliest tokens at this place, as many as `top_logprobs` asked for.
     top_logprobs: Vec<TopLogprob>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = ChatCompletionTopLogprob)]
 struct TopLogprob {
     token: String,
     logprob: f32,

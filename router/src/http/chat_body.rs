@@ -3,42 +3,94 @@
 use minijinja::Value;
 use minijinja::value::ValueKind;
 use serde::Deserialize;
+use utoipa::ToSchema;
 
 use super::body::{LogitBias, Object, OneOrMany};
 use super::grammar::AnswerFormat;
 use super::openai::{self, StreamOptions};
+use super::openapi::described::{self, AnyFormat};
 use crate::input::ValidationError;
 use crate::types::{Chat, Parameters, Prompt, Request};
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
+#[schema(as = ChatRequest)]
 pub struct ChatBody {
+    /// The conversation. A last message of the assistant is continued.
+    #[schema(value_type = Vec<described::Message>)]
     pub messages: Vec<Object<Message>>,
+    /// Repeated in the answer; the served model answers whatever its name.
+    #[schema(example = "tgi")]
     pub model: Option<String>,
+    /// Taken from a token's logit for each time that it was generated.
+    #[schema(minimum = -2, maximum = 2)]
     frequency_penalty: Option<f64>,
+    /// Taken from a token's logit if it was generated before.
+    #[schema(minimum = -2, maximum = 2)]
     presence_penalty: Option<f64>,
+    /// Above 1, tokens of the prompt and of the answer become less likely.
+    #[schema(exclusive_minimum = 0)]
     repetition_penalty: Option<f64>,
+    /// Added to the logits of tokens.
     logit_bias: Option<LogitBias>,
+    /// Tell the log-probability of each token.
     pub logprobs: Option<bool>,
+    /// Tell so many of the likeliest tokens at each place.
     top_logprobs: Option<u32>,
+    /// Most tokens of an answer. `max_completion_tokens` wins over it.
+    #[schema(minimum = 1, example = 20)]
     max_tokens: Option<u32>,
+    /// Most tokens of an answer.
+    #[schema(minimum = 1)]
     max_completion_tokens: Option<u32>,
+    /// So many tokens come before the end of text may.
     min_tokens: Option<u32>,
+    /// Go on after the model's end of text.
     ignore_eos: Option<bool>,
+    /// Answers.
+    #[schema(minimum = 1)]
     n: Option<u32>,
+    /// What ends an answer, and is not a part of it.
     stop: Option<OneOrMany>,
+    /// Tokens that end an answer, besides the model's own.
     stop_token_ids: Option<Vec<u64>>,
+    /// Answer with an event for each token.
     pub stream: Option<bool>,
+    #[schema(value_type = Option<StreamOptions>)]
     pub stream_options: Option<Object<StreamOptions>>,
+    /// The same seed draws the same tokens.
+    #[schema(format = "uint64")]
     seed: Option<u64>,
+    /// 0 takes the likeliest tokens; below 1 likely tokens become likelier, above 1 less so.
+    #[schema(minimum = 0)]
     temperature: Option<f64>,
+    /// Choose among the likeliest tokens that together have this probability. 1 is off.
+    #[schema(exclusive_minimum = 0, maximum = 1)]
     top_p: Option<f64>,
+    /// Choose among so many likeliest tokens.
+    #[schema(minimum = 1)]
     top_k: Option<i32>,
+    /// Choose among tokens that have at least this share of the likeliest one's probability.
+    #[schema(minimum = 0, maximum = 1)]
     min_p: Option<f64>,
+    /// What the content of the answer must be.
+    #[schema(value_type = Option<AnyFormat>)]
     response_format: Option<AnswerFormat>,
+    /// What the model may call.
+    #[schema(value_type = Option<Vec<described::Tool>>)]
     tools: Option<Vec<Value>>,
+    /// Whether it may or must call.
+    #[schema(value_type = Option<described::ToolChoice>)]
     tool_choice: Option<Value>,
+    /// Instructions about the tools, for templates that know none.
+    #[allow(
+        dead_code,
+        reason = "described for clients of TGI; only read together with tools"
+    )]
+    tool_prompt: Option<String>,
+    /// Documents that the chat template shows to the model.
     documents: Option<Vec<Value>>,
-    /// Further variables of the template.
+    /// Further variables of the chat template.
+    #[schema(value_type = Option<Object>)]
     chat_template_kwargs: Option<Value>,
 }
 
@@ -60,22 +112,26 @@ struct TypedMessage {
     tool_call_id: Option<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(untagged)]
-enum Content {
+#[schema(as = MessageContent)]
+pub enum Content {
     Text(String),
     Parts(Vec<Part>),
 }
 
-#[derive(Deserialize)]
+/// A part of a message. A model that sees only text is shown an image's address.
+#[derive(Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
-enum Part {
+#[schema(as = MessageChunk)]
+pub enum Part {
     Text { text: String },
     ImageUrl { image_url: ImageUrl },
 }
 
-#[derive(Deserialize)]
-struct ImageUrl {
+#[derive(Deserialize, ToSchema)]
+#[schema(as = Url)]
+pub struct ImageUrl {
     url: String,
 }
 

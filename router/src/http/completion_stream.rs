@@ -6,6 +6,7 @@ use axum::response::sse::Event;
 use futures::Stream;
 use futures::stream::{BoxStream, SelectAll, StreamExt, unfold};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::App;
 use super::answer::{self, Answer, Step};
@@ -18,12 +19,15 @@ use crate::output::{Finish, TextDelta};
 
 type Steps = BoxStream<'static, Result<Step, ApiError>>;
 
-#[derive(Serialize)]
-pub(super) struct Chunk<'a> {
+/// A piece of one choice of a streamed completion.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Chunk)]
+pub struct Chunk<'a> {
+    #[schema(example = "text_completion")]
     object: &'static str,
     id: &'a str,
     created: u64,
-    choices: [Choice<Option<&'static str>>; 1],
+    choices: [Choice; 1],
     model: &'a str,
     system_fingerprint: &'static str,
     /// Of the prompt, with its last chunk.

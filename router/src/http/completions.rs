@@ -7,39 +7,79 @@ use axum::Json;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::answer::{self, Answer, Collected, CollectedSequence};
 use super::body::{JsonBody, LogitBias, Object, OneOrMany};
+use super::completion_stream::Chunk;
 use super::errors::ApiError;
 use super::openai::{self, Identity, SYSTEM_FINGERPRINT, Usage};
+use super::openapi::TAG;
+use super::openapi::described::{Prompt as DescribedPrompt, StopReason};
+use super::openapi::refusals::OfGenerations;
 use super::{App, Ready, completion_stream, metrics};
 use crate::input::ValidationError;
 use crate::output::{Finish, Token};
 use crate::types::{Parameters, Prompt, Request};
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
+#[schema(as = CompletionRequest)]
 pub struct CompletionBody {
+    #[schema(value_type = DescribedPrompt)]
     prompt: Prompts,
+    /// Repeated in the answer; the served model answers whatever its name.
+    #[schema(example = "tgi")]
     model: Option<String>,
+    /// Most tokens of an answer.
+    #[schema(minimum = 1, example = 20)]
     max_tokens: Option<u32>,
+    /// So many tokens come before the end of text may.
     min_tokens: Option<u32>,
+    /// Go on after the model's end of text.
     ignore_eos: Option<bool>,
+    /// 0 takes the likeliest tokens; below 1 likely tokens become likelier, above 1 less so.
+    #[schema(minimum = 0)]
     temperature: Option<f64>,
+    /// Choose among the likeliest tokens that together have this probability. 1 is off.
+    #[schema(exclusive_minimum = 0, maximum = 1)]
     top_p: Option<f64>,
+    /// Choose among so many likeliest tokens.
+    #[schema(minimum = 1)]
     top_k: Option<i32>,
+    /// Choose among tokens that have at least this share of the likeliest one's probability.
+    #[schema(minimum = 0, maximum = 1)]
     min_p: Option<f64>,
+    /// Answers for each prompt.
+    #[schema(minimum = 1)]
     n: Option<u32>,
+    /// Generate so many answers for each prompt and give the `n` whose tokens are likeliest on average. Not in streams.
+    #[schema(minimum = 1)]
     best_of: Option<u32>,
+    /// Answer with an event for each token.
     stream: Option<bool>,
+    /// Tell the log-probability of each token, and of so many of the likeliest at its place.
     logprobs: Option<u32>,
+    /// Put the prompt before its answers.
     echo: Option<bool>,
+    /// What ends an answer, and is not a part of it.
     stop: Option<OneOrMany>,
+    /// Tokens that end an answer, besides the model's own.
     stop_token_ids: Option<Vec<u64>>,
+    /// Taken from a token's logit for each time that it was generated.
+    #[schema(minimum = -2, maximum = 2)]
     frequency_penalty: Option<f64>,
+    /// Taken from a token's logit if it was generated before.
+    #[schema(minimum = -2, maximum = 2)]
     presence_penalty: Option<f64>,
+    /// Above 1, tokens of the prompt and of the answer become less likely.
+    #[schema(exclusive_minimum = 0)]
     repetition_penalty: Option<f64>,
+    /// Added to the logits of tokens.
     logit_bias: Option<LogitBias>,
+    /// The same seed draws the same tokens.
+    #[schema(format = "uint64")]
     seed: Option<u64>,
+    /// Not supported: refused unless it is absent.
     suffix: Option<String>,
 }
 
@@ -80,6 +120,17 @@ impl TryFrom<TypedPrompts> for Prompts {
     }
 }
 
+/// Continue prompts, in the form of OpenAI's completions
+#[utoipa::path(
+    post, path = "/v1/completions", operation_id = "completions", tag = TAG,
+    request_body = CompletionBody,
+    responses(
+        (status = 200, description = "The answers, streamed if `stream` is true", content(
+            (Completion = "application/json"), (Chunk = "text/event-stream")
+        )),
+        OfGenerations
+    )
+)]
 pub async fn completions(
     Ready(app): Ready,
     JsonBody(Object(body)): JsonBody<Object<CompletionBody>>,
@@ -218,29 +269,38 @@ pub(super) async fn start(
     Ok(answers)
 }
 
-#[derive(Serialize)]
-struct Completion {
+#[derive(Serialize, ToSchema)]
+#[schema(as = CompletionFinal)]
+pub struct Completion {
+    #[schema(example = "text_completion")]
     object: &'static str,
     id: String,
     created: u64,
     model: String,
     system_fingerprint: &'static str,
-    choices: Vec<Choice<&'static str>>,
+    /// Prompt by prompt.
+    choices: Vec<Choice>,
     usage: Usage,
 }
 
-#[derive(Serialize)]
-pub(super) struct Choice<Reason> {
+#[derive(Serialize, ToSchema)]
+#[schema(as = CompletionComplete)]
+pub(super) struct Choice {
     pub index: usize,
     pub text: String,
     pub logprobs: Option<Logprobs>,
-    pub finish_reason: Reason,
+    /// `null` until the last chunk of a stream.
+    #[schema(value_type = Option<StopReason>)]
+    pub finish_reason: Option<&'static str>,
 }
 
-#[derive(Default, Serialize)]
+#[derive(Default, Serialize, ToSchema)]
+#[schema(as = CompletionLogprobs)]
 pub(super) struct Logprobs {
     tokens: Vec<String>,
+    /// `null` for the first token of an echoed prompt.
     token_logprobs: Vec<Option<f32>>,
+    /// By the tokens' text.
     top_logprobs: Vec<Option<BTreeMap<String, f32>>>,
     /// In characters of the choice's text.
     text_offset: Vec<usize>,
@@ -305,7 +365,7 @@ async fn whole(
                 index: prompt_idx * form.n + idx,
                 text: format!("{echoed}{}", sequence.text),
                 logprobs,
-                finish_reason: openai::finish_reason(sequence.finish),
+                finish_reason: Some(openai::finish_reason(sequence.finish)),
             });
         }
     }

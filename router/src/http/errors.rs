@@ -8,6 +8,7 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, body::Body};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::engine::EngineError;
 use crate::generation::GenerateError;
@@ -20,22 +21,29 @@ pub struct ApiError {
     pub error_type: &'static str,
 }
 
-/// The body, and the event of a native stream.
-#[derive(Serialize)]
-struct NativeError<'a> {
+/// What went wrong. In a stream of the native routes it is the last event.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ErrorResponse)]
+pub struct NativeError<'a> {
+    #[schema(example = "`temperature` must be strictly positive")]
     error: &'a str,
+    #[schema(example = "validation")]
     error_type: &'a str,
 }
 
-/// The event of an OpenAI stream.
-#[derive(Serialize)]
-struct OpenAiError<'a> {
+/// What went wrong, as the last event of a stream of the OpenAI routes.
+#[derive(Serialize, ToSchema)]
+#[schema(as = StreamError)]
+pub struct OpenAiError<'a> {
+    #[schema(inline)]
     error: OpenAiErrorObject<'a>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct OpenAiErrorObject<'a> {
     message: &'a str,
+    /// The status that an answer without a stream would have had.
+    #[schema(minimum = 400, maximum = 599)]
     http_status_code: u16,
 }
 

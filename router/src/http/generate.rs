@@ -7,56 +7,111 @@ use axum::Json;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::answer::{self, Collected, CollectedSequence, Usage};
 use super::body::{JsonBody, Object};
 use super::errors::ApiError;
-use super::generate_stream::stream;
+use super::generate_stream::{StreamResponse, stream};
 use super::grammar::AnswerFormat;
+use super::openapi::TAG;
+use super::openapi::described::{CompatGenerateRequest, FinishReason, GrammarType};
+use super::openapi::refusals::{OfBodies, OfGenerations};
 use super::{App, Ready, metrics};
 use crate::input::ValidationError;
 use crate::output::{Finish, Token, TopToken};
 use crate::types::{Parameters, Prompt, Request, SamplingMode};
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
+#[schema(as = GenerateRequest)]
 pub struct GenerateBody {
+    /// The prompt.
+    #[schema(min_length = 1, example = "What is deep learning?")]
     pub inputs: String,
+    /// Without them tokens are drawn; with an empty object the likeliest are taken.
+    #[schema(value_type = Option<GenerateParameters>)]
     parameters: Option<Object<GenerateParameters>>,
     /// Only `/` looks at it.
     stream: Option<bool>,
 }
 
-#[derive(Default, Deserialize)]
+/// How an answer is made and what is told of it. `null` is the same as absent.
+#[derive(Clone, Default, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct GenerateParameters {
+    /// Generate so many answers and give the one whose tokens are likeliest on average. Needs sampling, and no `seed`.
+    #[schema(minimum = 1)]
     best_of: Option<u64>,
+    /// Below 1 likely tokens become likelier, above 1 less so.
+    #[schema(exclusive_minimum = 0, example = 0.7)]
     temperature: Option<f64>,
+    /// Above 1, tokens of the prompt and of the answer become less likely.
+    #[schema(exclusive_minimum = 0)]
     repetition_penalty: Option<f64>,
+    /// Taken from a token's logit for each time that it was generated.
+    #[schema(minimum = -2, maximum = 2)]
     frequency_penalty: Option<f64>,
+    /// Taken from a token's logit if it was generated before.
+    #[schema(minimum = -2, maximum = 2)]
     presence_penalty: Option<f64>,
+    /// Choose among so many likeliest tokens.
+    #[schema(minimum = 1)]
     top_k: Option<i32>,
+    /// Choose among the likeliest tokens that together have this probability. 1 is off.
+    #[schema(exclusive_minimum = 0, maximum = 1, example = 0.95)]
     top_p: Option<f64>,
+    /// Choose among tokens that are about as surprising as expected and together have this probability. 1 is off.
+    #[schema(exclusive_minimum = 0, maximum = 1)]
     typical_p: Option<f64>,
+    /// Choose among tokens that have at least this share of the likeliest one's probability.
+    #[schema(minimum = 0, maximum = 1)]
     min_p: Option<f64>,
+    /// Draw tokens instead of taking the likeliest. A temperature or a filter that is not off does the same.
     do_sample: Option<bool>,
+    /// Most tokens of the answer.
+    #[schema(minimum = 1, example = 20)]
     max_new_tokens: Option<u32>,
+    /// So many tokens come before the end of text may.
     min_tokens: Option<u32>,
+    /// Go on after the model's end of text. `ignore_eos_token` is another name.
     #[serde(alias = "ignore_eos_token")]
     ignore_eos: Option<bool>,
+    /// Put the prompt before the text. `/` does so unless told not to.
     return_full_text: Option<bool>,
+    /// Texts that end the answer. The one that did is kept in it.
     stop: Option<Vec<String>>,
+    /// Tokens that end the answer, besides the model's own.
     stop_token_ids: Option<Vec<u64>>,
+    /// Keep only so many tokens at the end of the prompt.
+    #[schema(minimum = 1)]
     truncate: Option<usize>,
+    /// Prefer tokens in a way that a detector finds later.
     watermark: Option<bool>,
+    /// Tell the tokens, their log-probabilities and why the answer ended.
     details: Option<bool>,
+    /// Tell the same of the prompt's tokens, if the server was started with `--enable-prefill-logprobs`. Not in streams.
     decoder_input_details: Option<bool>,
+    /// The same seed draws the same tokens.
+    #[schema(format = "uint64")]
     seed: Option<u64>,
+    /// Tell so many of the likeliest tokens at each place.
     top_n_tokens: Option<u32>,
+    /// What the answer must be.
+    #[schema(value_type = Option<GrammarType>)]
     grammar: Option<AnswerFormat>,
+    /// An adapter that was loaded with the model.
     adapter_id: Option<String>,
 }
 
 impl GenerateBody {
+    pub(super) fn new(inputs: String, parameters: Option<GenerateParameters>) -> Self {
+        Self {
+            inputs,
+            parameters: parameters.map(Object),
+            stream: None,
+        }
+    }
+
     /// Draws tokens unless the body says otherwise.
     pub(super) fn sample_by_default(&mut self) {
         self.parameters_mut().do_sample.get_or_insert(true);
@@ -70,6 +125,17 @@ impl GenerateBody {
     }
 }
 
+/// Generate, streamed if `stream` is true; an answer that is not streamed is a list of one, with the prompt
+#[utoipa::path(
+    post, path = "/", operation_id = "compat_generate", tag = TAG,
+    request_body = CompatGenerateRequest,
+    responses(
+        (status = 200, description = "The answer", content(
+            (Vec<GenerateResponse> = "application/json"), (StreamResponse = "text/event-stream")
+        )),
+        OfGenerations
+    )
+)]
 pub async fn compat(
     Ready(app): Ready,
     JsonBody(Object(body)): JsonBody<Object<GenerateBody>>,
@@ -89,6 +155,12 @@ pub(super) async fn respond_compat(app: &App, mut body: GenerateBody) -> Respons
     }
 }
 
+/// Generate
+#[utoipa::path(
+    post, path = "/generate", operation_id = "generate", tag = TAG,
+    request_body = GenerateBody,
+    responses((status = 200, description = "The answer", body = GenerateResponse), OfGenerations)
+)]
 pub async fn generate(
     Ready(app): Ready,
     JsonBody(Object(body)): JsonBody<Object<GenerateBody>>,
@@ -99,6 +171,17 @@ pub async fn generate(
     }
 }
 
+/// Generate, with an event for each token
+///
+/// Once the body could be read the status is 200: a refusal is an event with an error, and the last.
+#[utoipa::path(
+    post, path = "/generate_stream", operation_id = "generate_stream", tag = TAG,
+    request_body = GenerateBody,
+    responses(
+        (status = 200, description = "The tokens", body = StreamResponse, content_type = "text/event-stream"),
+        OfBodies
+    )
+)]
 pub async fn generate_stream(
     Ready(app): Ready,
     JsonBody(Object(body)): JsonBody<Object<GenerateBody>>,
@@ -184,14 +267,15 @@ pub(super) fn request(
     Ok((form, request))
 }
 
-#[derive(Serialize)]
-pub(super) struct GenerateResponse {
+#[derive(Serialize, ToSchema)]
+pub struct GenerateResponse {
     pub generated_text: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     details: Option<Details>,
 }
 
-#[derive(Serialize)]
+/// Of the answer that was chosen, and of the others if there were several.
+#[derive(Serialize, ToSchema)]
 struct Details {
     #[serde(flatten)]
     sequence: SequenceDetails,
@@ -199,36 +283,44 @@ struct Details {
     best_of_sequences: Vec<BestOfSequence>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct BestOfSequence {
     generated_text: String,
     #[serde(flatten)]
     sequence: SequenceDetails,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct SequenceDetails {
+    #[schema(value_type = FinishReason)]
     finish_reason: &'static str,
     generated_tokens: usize,
+    /// Where tokens were drawn.
+    #[schema(format = "uint64")]
     seed: Option<u64>,
+    /// Tokens of the prompt, where they were asked for.
     prefill: Vec<PrefillToken>,
     tokens: Vec<NativeToken>,
+    /// The likeliest tokens at each place.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     top_tokens: Vec<Vec<NativeToken>>,
 }
 
-#[derive(Clone, Serialize)]
+#[derive(Clone, Serialize, ToSchema)]
 struct PrefillToken {
     id: u32,
     text: String,
+    /// The first token has none.
     logprob: Option<f32>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Token)]
 pub(super) struct NativeToken {
     id: u32,
     text: String,
     logprob: f32,
+    /// It controls the model and is no part of the text.
     special: bool,
 }
 

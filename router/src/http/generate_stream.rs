@@ -3,17 +3,21 @@
 use axum::response::Response;
 use axum::response::sse::Event;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::answer::{self, Step};
 use super::errors::ApiError;
 use super::generate::{self, Form, GenerateBody, NativeToken};
+use super::openapi::described::FinishReason;
 use super::sse::{self, EventWriter};
 use super::{App, metrics};
 use crate::generation::Progress;
 use crate::output::TextDelta;
 
-#[derive(Serialize)]
-struct StreamResponse {
+/// One token. The last has the whole text, and the details where they were asked for.
+#[derive(Serialize, ToSchema)]
+pub struct StreamResponse {
+    /// Counts the tokens, from 1.
     index: usize,
     token: NativeToken,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -22,11 +26,14 @@ struct StreamResponse {
     details: Option<StreamDetails>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct StreamDetails {
+    #[schema(value_type = FinishReason)]
     finish_reason: &'static str,
     generated_tokens: usize,
+    #[schema(format = "uint64")]
     seed: Option<u64>,
+    /// Tokens of the prompt.
     input_length: usize,
 }
 

@@ -20,7 +20,7 @@ const TELLING_KEYWORDS: [&str; 8] = [
 ];
 
 /// The form of an answer. TGI puts what belongs to the type into `value`; OpenAI's schema comes in `json_schema`.
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum AnswerFormat {
     /// Anything.
@@ -42,12 +42,12 @@ pub enum AnswerFormat {
     Lark { value: String },
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 pub struct SchemaOfTgi {
     schema: Value,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 pub struct NamedSchema {
     /// Where there is none, any object will do.
     schema: Option<Value>,

@@ -5,9 +5,15 @@ use axum::extract::State;
 use axum::http::StatusCode;
 
 use super::errors::ApiError;
+use super::openapi::TAG;
+use super::openapi::refusals::WhileNotReady;
 use super::{HttpState, Phase};
 
-/// 200 with an empty body, or 503 with what the server waits for.
+/// Whether requests are taken: 200 with an empty body, or 503 with what the server waits for
+#[utoipa::path(
+    get, path = "/health", operation_id = "health", tag = TAG,
+    responses((status = 200, description = "Requests are taken"), WhileNotReady)
+)]
 pub async fn ready(State(state): State<HttpState>) -> Result<StatusCode, ApiError> {
     let error = match &*state.phase.borrow() {
         Phase::Ready(app) => match app.generator.trouble() {
@@ -23,7 +29,11 @@ pub async fn ready(State(state): State<HttpState>) -> Result<StatusCode, ApiErro
     })
 }
 
-/// Restarting would help if this does not answer.
+/// Whether the server lives: restarting would help if this does not answer
+#[utoipa::path(
+    get, path = "/livez", operation_id = "livez", tag = TAG,
+    responses((status = 200, description = "The server lives"))
+)]
 pub async fn alive() -> StatusCode {
     StatusCode::OK
 }

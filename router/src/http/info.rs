@@ -3,28 +3,44 @@
 use axum::Json;
 use axum::extract::State;
 use serde::Serialize;
+use utoipa::ToSchema;
 
+use super::openapi::TAG;
+use super::openapi::refusals::WhileNotReady;
 use super::{HttpState, Ready};
 
-#[derive(Serialize)]
+/// What is served, and within which limits.
+#[derive(Serialize, ToSchema)]
 pub struct Info {
     model_id: String,
+    /// Commit of the model on the hub, where it came from there.
     model_sha: Option<String>,
     model_pipeline_tag: Option<String>,
+    /// Sequences that may run or wait at a time; more are answered with 429.
     max_concurrent_requests: usize,
+    /// Most sequences of one request.
     max_best_of: usize,
     max_stop_sequences: usize,
+    /// Of a prompt.
     max_input_tokens: usize,
+    /// Of a prompt and its answer.
     max_total_tokens: usize,
     validation_workers: usize,
+    /// Most prompts of one request.
     max_client_batch_size: usize,
+    /// Name of the program.
     router: &'static str,
     version: &'static str,
-    /// Commit of the build, where it is known.
+    /// Commit of the build; empty where it is not known.
     sha: &'static str,
     docker_label: Option<&'static str>,
 }
 
+/// The model and the limits of the server
+#[utoipa::path(
+    get, path = "/info", operation_id = "get_model_info", tag = TAG,
+    responses((status = 200, description = "What is served", body = Info), WhileNotReady)
+)]
 pub async fn info(Ready(app): Ready) -> Json<Info> {
     let limits = app.limits;
     Json(Info {
@@ -45,20 +61,30 @@ pub async fn info(Ready(app): Ready) -> Json<Info> {
     })
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = ModelList)]
 pub struct Models {
+    #[schema(example = "list")]
     object: &'static str,
+    /// The one model that is served.
     data: [Model; 1],
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = ModelInfo)]
 struct Model {
     id: String,
+    #[schema(example = "model")]
     object: &'static str,
     created: u64,
     owned_by: String,
 }
 
+/// The served model in OpenAI's form
+#[utoipa::path(
+    get, path = "/v1/models", operation_id = "openai_get_model_info", tag = TAG,
+    responses((status = 200, description = "A list of one model", body = Models), WhileNotReady)
+)]
 pub async fn models(Ready(app): Ready) -> Json<Models> {
     Json(Models {
         object: "list",
@@ -71,7 +97,11 @@ pub async fn models(Ready(app): Ready) -> Json<Models> {
     })
 }
 
-/// The text format of Prometheus, also while the model is loading.
+/// Measurements in the text format of Prometheus, also while the model is loading
+#[utoipa::path(
+    get, path = "/metrics", operation_id = "metrics", tag = TAG,
+    responses((status = 200, description = "Measurements", body = String, content_type = "text/plain"))
+)]
 pub async fn metrics(State(state): State<HttpState>) -> String {
     state.metrics.render()
 }

@@ -10,6 +10,9 @@ use super::body::{self, JsonBody, TellingKeys};
 use super::chat_body::ChatBody;
 use super::completions::CompletionBody;
 use super::generate::GenerateBody;
+use super::openapi::TAG;
+use super::openapi::described::{SagemakerRequest, SagemakerResponse, SagemakerStreamResponse};
+use super::openapi::refusals::OfGenerations;
 use super::{Ready, chat, completions, generate};
 
 pub enum Invocation {
@@ -36,6 +39,17 @@ impl<'de> Deserialize<'de> for Invocation {
     }
 }
 
+/// The route of Amazon SageMaker: a body of `/`, `/v1/chat/completions` or `/v1/completions`, and that route's answer
+#[utoipa::path(
+    post, path = "/invocations", operation_id = "sagemaker_compatibility", tag = TAG,
+    request_body = SagemakerRequest,
+    responses(
+        (status = 200, description = "The answer, streamed where the body asks for it", content(
+            (SagemakerResponse = "application/json"), (SagemakerStreamResponse = "text/event-stream")
+        )),
+        OfGenerations
+    )
+)]
 pub async fn invocations(
     Ready(app): Ready,
     JsonBody(invocation): JsonBody<Invocation>,

@@ -14,6 +14,7 @@ mod completion_stream;
 mod completions;
 
 mod invocations;
+mod kserve;
 mod vertex;
 
 mod health;
@@ -28,6 +29,7 @@ mod grammar;
 pub mod metrics;
 mod openai;
 mod openai_errors;
+mod openapi;
 mod sse;
 
 // Layers around all of them.
@@ -130,6 +132,22 @@ fn router(config: HttpConfig, phase: watch::Receiver<Phase>) -> Result<Router, c
         .route("/info", get(info::info))
         .route("/v1/models", get(info::models))
         .route("/metrics", get(info::metrics))
+        .route("/v2", get(kserve::server_metadata))
+        .route("/v2/health/live", get(kserve::live))
+        .route("/v2/health/ready", get(kserve::ready))
+        .route(
+            "/v2/models/{model_name}/versions/{model_version}",
+            get(kserve::model_metadata),
+        )
+        .route(
+            "/v2/models/{model_name}/versions/{model_version}/ready",
+            get(kserve::model_ready),
+        )
+        .route(
+            "/v2/models/{model_name}/versions/{model_version}/infer",
+            post(kserve::infer),
+        )
+        .merge(openapi::routes(config.api_key.is_some()))
         .layer(DefaultBodyLimit::max(config.payload_limit_bytes))
         .layer(CatchPanicLayer::custom(errors::panicked));
     if let Some(key) = config.api_key {

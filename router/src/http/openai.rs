@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::App;
 use super::answer;
@@ -14,13 +15,15 @@ use crate::types::SamplingMode;
 /// Clients of TGI send this name for whatever model is loaded.
 const ANY_MODEL: &str = "tgi";
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct StreamOptions {
+    /// A last chunk without choices says how many tokens were used.
     pub include_usage: Option<bool>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+/// Tokens of an answer, over all its choices.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct Usage {
     prompt_tokens: usize,
     completion_tokens: usize,
@@ -30,8 +33,9 @@ pub struct Usage {
     prompt_tokens_details: Option<PromptTokensDetails>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 struct PromptTokensDetails {
+    /// Of the prompt, found in the prefix cache.
     cached_tokens: u32,
 }
 

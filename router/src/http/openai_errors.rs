@@ -9,6 +9,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// Every SDK that OpenAI generates sends it, whatever the language.
 const SDK_HEADER: &str = "x-stainless-lang";
@@ -21,14 +22,18 @@ struct NativeError {
     error_type: String,
 }
 
-#[derive(Serialize)]
-struct OpenAiError {
+/// What went wrong, for SDKs of OpenAI: requests with the header `x-stainless-lang` to a route below `/v1/`.
+#[derive(Serialize, ToSchema)]
+#[schema(as = OpenAiErrorResponse)]
+pub struct OpenAiError {
+    #[schema(inline)]
     error: ErrorObject,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct ErrorObject {
     message: String,
+    #[schema(example = "invalid_request_error")]
     r#type: &'static str,
     param: Option<String>,
     code: Option<String>,

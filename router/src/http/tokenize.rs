@@ -3,35 +3,52 @@
 
 use axum::Json;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::body::{JsonBody, Object};
 use super::chat_body::{self, ChatBody};
 use super::errors::ApiError;
+use super::openapi::TAG;
+use super::openapi::described::TokenizeResponse;
+use super::openapi::refusals::OfBodies;
 use super::{App, Ready};
 use crate::tokenizer::TokenSpan;
 use crate::types::Prompt;
 
 /// A body of `/generate`; everything but the text is ignored.
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
+#[schema(as = TokenizeRequest)]
 pub struct TokenizeBody {
+    #[schema(example = "Hello there")]
     inputs: String,
 }
 
-#[derive(Serialize)]
+/// A token and the bytes of the text that it stands for.
+#[derive(Serialize, ToSchema)]
 pub struct SimpleToken {
     id: u32,
     text: String,
     /// In bytes of the text.
     start: usize,
+    /// In bytes of the text; the byte there is not a part of the token.
     stop: usize,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = ChatTokenizeResponse)]
 pub struct ChatTokens {
+    #[schema(value_type = TokenizeResponse)]
     tokenize_response: Vec<SimpleToken>,
+    /// The conversation as the model reads it.
     templated_text: String,
 }
 
+/// The tokens of a text
+#[utoipa::path(
+    post, path = "/tokenize", operation_id = "tokenize", tag = TAG,
+    request_body = TokenizeBody,
+    responses((status = 200, description = "The tokens", body = TokenizeResponse), OfBodies)
+)]
 pub async fn tokenize(
     Ready(app): Ready,
     JsonBody(Object(body)): JsonBody<Object<TokenizeBody>>,
@@ -40,6 +57,12 @@ pub async fn tokenize(
     Ok(Json(tokens))
 }
 
+/// The tokens of a conversation, as the model's chat template writes it
+#[utoipa::path(
+    post, path = "/chat_tokenize", operation_id = "get_chat_tokenize", tag = TAG,
+    request_body = ChatBody,
+    responses((status = 200, description = "The text and its tokens", body = ChatTokens), OfBodies)
+)]
 pub async fn chat_tokenize(
     Ready(app): Ready,
     JsonBody(Object(body)): JsonBody<Object<ChatBody>>,
@@ -52,18 +75,27 @@ pub async fn chat_tokenize(
     }))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
+#[schema(as = DetokenizeRequest)]
 pub struct DetokenizeBody {
+    #[schema(example = json!([1, 2]))]
     tokens: Vec<u64>,
     /// Leave control tokens such as the end of text out.
     skip_special_tokens: Option<bool>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = DetokenizeResponse)]
 pub struct DetokenizedText {
     text: String,
 }
 
+/// The text of tokens
+#[utoipa::path(
+    post, path = "/detokenize", operation_id = "detokenize", tag = TAG,
+    request_body = DetokenizeBody,
+    responses((status = 200, description = "The text", body = DetokenizedText), OfBodies)
+)]
 pub async fn detokenize(
     Ready(app): Ready,
     JsonBody(Object(body)): JsonBody<Object<DetokenizeBody>>,

@@ -6,16 +6,23 @@ use futures::future::try_join_all;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
+use utoipa::ToSchema;
 
 use super::body::{self, JsonBody, Object, TellingKeys};
 use super::chat_body::ChatBody;
 use super::errors::ApiError;
 use super::generate::GenerateBody;
+use super::openapi::TAG;
+use super::openapi::described::VertexInstance;
+use super::openapi::refusals::OfGenerations;
 use super::{App, Ready, chat, generate, metrics};
 use crate::input::ValidationError;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
+#[schema(as = VertexRequest)]
 pub struct VertexBody {
+    /// At most as many as requests may run at a time. Nothing is streamed.
+    #[schema(value_type = Vec<VertexInstance>, min_items = 1)]
     instances: Vec<Instance>,
 }
 
@@ -38,11 +45,19 @@ impl<'de> Deserialize<'de> for Instance {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = VertexResponse)]
 pub struct Predictions {
+    /// The text of each instance, in their order.
     predictions: Vec<String>,
 }
 
+/// The route of Google Vertex AI: several bodies of `/generate` or `/v1/chat/completions`, and the text of each
+#[utoipa::path(
+    post, path = "/vertex", operation_id = "vertex_compatibility", tag = TAG,
+    request_body = VertexBody,
+    responses((status = 200, description = "The texts", body = Predictions), OfGenerations)
+)]
 pub async fn vertex(
     Ready(app): Ready,
     JsonBody(Object(body)): JsonBody<Object<VertexBody>>,

@@ -2,8 +2,11 @@
 
 mod access;
 mod clouds;
+mod conformance;
+mod kserve;
 mod measures;
 mod openai_routes;
+mod openapi;
 mod recorded;
 mod sockets;
 mod streams;
@@ -12,11 +15,13 @@ mod tokens;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use axum::http::{Request, Response, StatusCode};
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tower::ServiceExt;
+
+use conformance::Exchange;
 
 use super::{App, ConnectionLimits, HttpConfig, Phase, router};
 use crate::engine::{EngineHandle, TokenEvent};
@@ -143,14 +148,38 @@ impl Server {
         self.router.clone().oneshot(request).await.unwrap()
     }
 
+    /// Holds the exchange to the OpenAPI document as well.
     async fn send(&self, request: Request<Body>) -> Reply {
-        let (head, body) = self.open(request).await.into_parts();
+        let (head, body) = request.into_parts();
+        let (method, path) = (head.method.clone(), head.uri.path().to_owned());
+        let (body, sent) = match body.size_hint().exact() {
+            Some(_) => {
+                let bytes = axum::body::to_bytes(body, usize::MAX).await.unwrap();
+                (
+                    Body::from(bytes.clone()),
+                    serde_json::from_slice(&bytes).ok(),
+                )
+            }
+            None => (body, None),
+        };
+        let answer = self.open(Request::from_parts(head, body)).await;
+        let (head, body) = answer.into_parts();
         let bytes = axum::body::to_bytes(body, usize::MAX).await.unwrap();
-        Reply {
+        let reply = Reply {
             status: head.status,
             headers: head.headers,
             text: String::from_utf8(bytes.to_vec()).unwrap(),
-        }
+        };
+        let checked = conformance::check(&Exchange {
+            method: method.as_str(),
+            path: &path,
+            sent,
+            status: reply.status.as_u16(),
+            content_type: reply.header("content-type"),
+            text: &reply.text,
+        });
+        assert_eq!(checked, Ok(()), "{method} {path}");
+        reply
     }
 
     async fn post(&self, path: &str, body: &Value) -> Reply {

@@ -42,6 +42,25 @@ fn request(recorded: RecordedRequest) -> Request<Body> {
         .unwrap()
 }
 
+/// Whether the document describes what TGI answered.
+fn described(case: &Case) -> Result<(), String> {
+    let recorded = &case.response;
+    let body = recorded.body.as_ref().map(Value::to_string);
+    let texts = [&body, &recorded.raw_sse, &recorded.text];
+    conformance::check(&Exchange {
+        method: &case.request.method,
+        path: &case.request.path,
+        sent: case.request.body.clone(),
+        status: recorded.status,
+        content_type: recorded.headers.get("content-type").map(String::as_str),
+        text: texts
+            .into_iter()
+            .flatten()
+            .next()
+            .map_or("", String::as_str),
+    })
+}
+
 /// Without ids, times, versions, and log-probabilities, which the scripted engine does not compute.
 fn lasting(mut value: Value) -> Value {
     match &mut value {
@@ -119,6 +138,9 @@ async fn requests_that_tgi_answered_are_answered_alike() {
     let mut count = 0;
     for line in recorded.lines() {
         let case: Case = serde_json::from_str(line).unwrap();
+        if let Err(reason) = described(&case) {
+            different.push(format!("{}: the document: {reason}", case.id));
+        }
         let got = server.send(request(case.request)).await;
         count += 1;
         if let Err(difference) = compare(case.response, &got) {
