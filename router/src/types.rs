@@ -1,5 +1,26 @@
 //! Plain types that several modules of the router share. No logic, no JSON, no protobuf.
 
+/// A key that opens the server, and the name that metrics know its holder by.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ApiKey {
+    pub name: String,
+    pub key: String,
+}
+
+impl std::fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ApiKey({:?}, ***)", self.name)
+    }
+}
+
+/// Who asks: the holder of an API key. Where no keys are set, everybody is the default.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tenant {
+    pub name: Option<std::sync::Arc<str>>,
+    /// Sequences of different salts share no KV blocks.
+    pub cache_salt: u64,
+}
+
 /// What a client asks for, whatever the route. Nothing is checked yet: numbers are as wide as clients can type them.
 #[derive(Debug)]
 pub struct Request {
