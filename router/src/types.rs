@@ -135,6 +135,8 @@ pub struct Parameters {
     pub top_n_tokens: Option<u64>,
     /// Log-probabilities of the prompt are wanted, if the server gives them.
     pub prompt_logprobs: bool,
+    /// The text is to carry the server's watermark.
+    pub watermark: bool,
 }
 
 /// The loaded model, as the shards and the model folder describe it.
@@ -155,8 +157,17 @@ pub struct ModelInfo {
     pub num_shards: usize,
 }
 
+/// How text is marked where a request asks for it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Watermark {
+    /// Share of the vocabulary that is green, in (0, 1).
+    pub gamma: f32,
+    /// Added to the logits of green tokens, above 0.
+    pub delta: f32,
+}
+
 /// What a request may ask for. Every number is final: defaults and memory limits are already applied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
     pub max_concurrent_requests: usize,
     /// Most sequences of one request (`best_of`, `n`).
@@ -174,11 +185,12 @@ pub struct Limits {
     pub max_batch_size: u32,
     pub enable_prefill_logprobs: bool,
     pub validation_workers: usize,
+    pub watermark: Watermark,
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use super::Limits;
+    use super::{Limits, Watermark};
 
     /// Small ones, as the recorded server had them.
     pub(crate) fn limits() -> Limits {
@@ -196,6 +208,10 @@ pub(crate) mod tests {
             max_batch_size: 16,
             enable_prefill_logprobs: false,
             validation_workers: 2,
+            watermark: Watermark {
+                gamma: 0.5,
+                delta: 2.0,
+            },
         }
     }
 }

@@ -257,3 +257,14 @@ fn implementations_of_tgi_are_no_reason_to_fail() {
     assert_eq!(value(&config.shard_flags, "--attention"), None);
     assert_eq!(config.warnings.len(), 1);
 }
+
+#[test]
+fn the_watermark_is_a_matter_of_the_router() {
+    let flags = config("--watermark-gamma 0.25").router_flags;
+    assert_eq!(value(&flags, "--watermark-gamma"), Some("0.25"));
+    assert_eq!(value(&flags, "--watermark-delta"), Some("2"));
+    assert_eq!(
+        errors("--watermark-gamma 1 --watermark-delta -0.5").len(),
+        2
+    );
+}

@@ -2,13 +2,15 @@
 //! the answers become known: the flags, the loaded model, the sized KV cache.
 
 use crate::shard::{KvCache, PrepareParameters, ShardInfo};
-use crate::types::Limits;
+use crate::types::{Limits, Watermark};
 
 /// On an accelerator a longer prefill step costs decoding sequences too much latency.
 const MAX_DEFAULT_PREFILL_TOKENS: u32 = 8192;
 const CPU_PREFILL_TOKENS: u32 = 512;
 const ACCELERATOR_BATCH_SIZE: u32 = 256;
 const CPU_BATCH_SIZE: u32 = 64;
+/// Beyond this nothing but green tokens is ever said.
+const MAX_WATERMARK_DELTA: f32 = 100.0;
 
 /// The flags about limits; `None` where it was left to the router.
 #[derive(Clone, Debug)]
@@ -27,6 +29,7 @@ pub struct LimitFlags {
     pub block_size: Option<u32>,
     pub enable_prefill_logprobs: bool,
     pub validation_workers: usize,
+    pub watermark: Watermark,
 }
 
 /// A limit that the model or the memory cannot keep.
@@ -49,6 +52,17 @@ pub fn mistakes(flags: &LimitFlags) -> Vec<String> {
     {
         mistakes.push(format!(
             "--max-total-tokens {total} must be at most --max-batch-total-tokens {batch}"
+        ));
+    }
+    let Watermark { gamma, delta } = flags.watermark;
+    if !(gamma > 0.0 && gamma < 1.0) {
+        mistakes.push(format!(
+            "--watermark-gamma {gamma} must be above 0 and below 1"
+        ));
+    }
+    if !(delta > 0.0 && delta <= MAX_WATERMARK_DELTA) {
+        mistakes.push(format!(
+            "--watermark-delta {delta} must be above 0 and at most {MAX_WATERMARK_DELTA}"
         ));
     }
     mistakes
@@ -139,6 +153,7 @@ pub fn final_limits(
         max_batch_size: prepared.max_batch_size,
         enable_prefill_logprobs: flags.enable_prefill_logprobs,
         validation_workers: flags.validation_workers,
+        watermark: flags.watermark,
     })
 }
 
@@ -162,6 +177,10 @@ mod tests {
             block_size: None,
             enable_prefill_logprobs: false,
             validation_workers: 2,
+            watermark: Watermark {
+                gamma: 0.5,
+                delta: 2.0,
+            },
         }
     }
 

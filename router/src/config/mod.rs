@@ -14,7 +14,7 @@ use clap::builder::FalseyValueParser;
 use keys::KeySource;
 use limits::LimitFlags;
 
-use crate::types::ApiKey;
+use crate::types::{ApiKey, Watermark};
 
 /// Everything the router was told, checked as far as it can be before a model is loaded.
 #[derive(Debug)]
@@ -122,6 +122,12 @@ struct Arguments {
     /// Allow requests for the log-probabilities of their prompt
     #[arg(long, env, value_parser = FalseyValueParser::new())]
     enable_prefill_logprobs: bool,
+    /// Share of the vocabulary that is green in a watermarked text
+    #[arg(long, env, default_value_t = 0.5)]
+    watermark_gamma: f32,
+    /// What is added to the logits of green tokens in a watermarked text
+    #[arg(long, env, default_value_t = 2.0)]
+    watermark_delta: f32,
     /// Refuse requests with a grammar
     #[arg(long, env, value_parser = FalseyValueParser::new())]
     disable_grammar_support: bool,
@@ -275,6 +281,10 @@ fn limit_flags(arguments: &Arguments) -> LimitFlags {
         block_size: arguments.block_size,
         enable_prefill_logprobs: arguments.enable_prefill_logprobs,
         validation_workers: arguments.validation_workers,
+        watermark: Watermark {
+            gamma: arguments.watermark_gamma,
+            delta: arguments.watermark_delta,
+        },
     }
 }
 
@@ -373,6 +383,8 @@ mod tests {
             mistakes_of(&more),
             ["--max-input-tokens 8 must be less than --max-total-tokens 8"]
         );
+        let more = ["--watermark-gamma", "1", "--watermark-delta", "NaN"];
+        assert_eq!(mistakes_of(&more).len(), 2);
     }
 
     #[test]

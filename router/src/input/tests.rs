@@ -354,3 +354,17 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_watermark_is_the_servers_where_it_is_asked_for_and_off_elsewhere() {
+    let marked = Parameters {
+        watermark: true,
+        ..Parameters::default()
+    };
+    let of = |parameters| {
+        let sampling = accepted(parameters).sampling;
+        (sampling.watermark_gamma, sampling.watermark_delta)
+    };
+    assert_eq!(of(marked), (0.5, 2.0));
+    assert_eq!(of(Parameters::default()).1, 0.0);
+}

@@ -195,7 +195,6 @@ async fn what_is_not_supported_yet_says_so() {
             generate(json!({"grammar": {"type": "regex", "value": "a"}})),
         ),
         ("/generate", generate(json!({"adapter_id": "a"}))),
-        ("/generate", generate(json!({"watermark": true}))),
         ("/v1/chat/completions", chat(json!({"tools": tool}))),
         (
             "/v1/chat/completions",
@@ -239,5 +238,21 @@ async fn a_list_of_an_objects_fields_is_not_taken_for_the_object() {
                 .text
                 .starts_with("Failed to deserialize the JSON body")
         );
+    }
+}
+
+#[tokio::test]
+async fn a_watermark_that_is_asked_for_reaches_the_sequence() {
+    let (deltas, seen) = std::sync::mpsc::channel();
+    let model = Greedy::compat();
+    let server = scripted(move |spec| {
+        let _ = deltas.send(spec.sampling.watermark_delta);
+        model.events(spec)
+    });
+    for (watermark, expected) in [(json!(true), 2.0), (json!(false), 0.0), (Value::Null, 0.0)] {
+        let parameters = json!({"max_new_tokens": 1, "watermark": watermark});
+        let body = json!({"inputs": "a", "parameters": parameters});
+        assert_eq!(server.post("/generate", &body).await.status, 200);
+        assert_eq!(seen.try_recv(), Ok(expected));
     }
 }
