@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CARGO := cargo --locked
-PYTHON_CODE := server integration-tests tools
+PYTHON_CODE := server integration-tests tools docs
 
 RUST_SOURCES := Cargo.toml Cargo.lock $(shell find launcher programs router -name '*.rs' -o -name 'Cargo.toml')
 PACKAGING := pyproject.toml $(wildcard tools/*.py) $(shell find programs/text_gen.data -type f) proto/shard.proto

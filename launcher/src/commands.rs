@@ -26,8 +26,8 @@ pub fn router(config: &Config, sockets: &SocketDir) -> Command {
             .arg(sockets.shard_socket(rank));
     }
     command.args(&config.router_flags);
-    if let Some(key) = &config.api_key {
-        command.env("API_KEY", key.reveal());
+    if let Some(keys) = &config.api_keys {
+        command.env("API_KEYS", keys.reveal());
     }
     without_hub_tokens(command)
 }

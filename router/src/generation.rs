@@ -15,7 +15,7 @@ use crate::grammar::GrammarError;
 use crate::input::{InputError, ValidationError, Validator};
 use crate::output::{SequenceText, TextDelta};
 use crate::tokenizer::{TokenSpan, Tokenizer};
-use crate::types::{Limits, Prompt, Request};
+use crate::types::{Limits, Prompt, Request, Tenant};
 
 /// Why a request failed, before or while it was answered.
 #[derive(Debug, thiserror::Error)]
@@ -86,8 +86,12 @@ impl Generator {
         }
     }
 
-    /// Starts a request. Refused at once when as many sequences are running as the server allows.
-    pub async fn generate(&self, request: Request) -> Result<GenerationStream, GenerateError> {
+    /// Starts a tenant's request. Refused at once when as many sequences are running as the server allows.
+    pub async fn generate(
+        &self,
+        tenant: &Tenant,
+        request: Request,
+    ) -> Result<GenerationStream, GenerateError> {
         let started = Instant::now();
         let num_sequences = self.validator.num_sequences(&request)?;
         let permits = self.acquire(num_sequences)?;
@@ -97,9 +101,8 @@ impl Generator {
         let submitted_at = Instant::now();
         let mut sequences = SelectAll::new();
         for idx in 0..valid.num_sequences {
-            let tokens = self
-                .engine
-                .submit(valid.sequence(idx), valid.constraint(idx))?;
+            let sequence = valid.sequence(idx, tenant.cache_salt);
+            let tokens = self.engine.submit(sequence, valid.constraint(idx))?;
             let stop = valid.stop.clone();
             let tokenizer = self.tokenizer.clone();
             let text = SequenceText::new(tokenizer, &valid.prompt_ids, stop, valid.keep_stop_text);

@@ -35,10 +35,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
+use config::keys::KeySource;
 use config::{Config, ConfigError};
 use http::{ConnectionLimits, HttpConfig, Phase};
 use supervision::Announced;
 use telemetry::MetricsHandle;
+use types::ApiKey;
 
 /// For the last words of streams that the engine has ended.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -144,10 +146,11 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     let phase = Arc::new(phase);
     let (drain, drain_watch) = watch::channel(None);
     let (stop_http, http_stopped) = oneshot::channel::<()>();
+    let (keys, keys_watch) = watch::channel(config.api_keys.clone());
     let mut http = JoinSet::new();
     http.spawn(http::serve(
         process.listener,
-        http_config(&config, &process.metrics),
+        http_config(&config, keys_watch, &process.metrics),
         phase_watch,
         async { drop(http_stopped.await) },
     ));
@@ -158,6 +161,7 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     let mut tasks = JoinSet::new();
     tasks.spawn(follow_launcher(process.launcher, announce, phase.clone()));
     tasks.spawn(upkeep(process.metrics.clone()));
+    tasks.spawn(follow_keys(config.key_source.clone(), keys));
     let core = load_and_serve(
         config,
         announced,
@@ -204,10 +208,15 @@ enum Ended {
     LauncherGone,
 }
 
-fn http_config(config: &Config, metrics: &MetricsHandle) -> HttpConfig {
+fn http_config(
+    config: &Config,
+    api_keys: watch::Receiver<Vec<ApiKey>>,
+    metrics: &MetricsHandle,
+) -> HttpConfig {
     HttpConfig {
         cors_allow_origin: config.cors_allow_origin.clone(),
-        api_key: config.api_key.clone(),
+        api_keys,
+        public_routes: config.public_routes.clone(),
         payload_limit_bytes: config.limits.payload_limit_bytes,
         connections: ConnectionLimits::for_payload(config.limits.payload_limit_bytes),
         metrics: metrics.clone(),
@@ -274,6 +283,10 @@ async fn follow_launcher(
     };
     supervision::follow(launcher, announce, |text| show_phase(&phase, text)).await?;
     Ok(Ended::LauncherGone)
+}
+
+async fn follow_keys(source: KeySource, keys: watch::Sender<Vec<ApiKey>>) -> anyhow::Result<Ended> {
+    match source.follow(keys).await {}
 }
 
 async fn upkeep(metrics: MetricsHandle) -> anyhow::Result<Ended> {

@@ -18,7 +18,7 @@ use crate::shard::{KvCache, RunStreams, ShardGroup, ShardInfo};
 use crate::supervision::Announced;
 use crate::telemetry::{Buckets, MetricsHandle};
 use crate::tokenizer::Tokenizer;
-use crate::types::{Limits, ModelInfo};
+use crate::types::{Limits, ModelInfo, Tenant};
 
 /// A model that can be served once its engine runs.
 pub struct Loaded {
@@ -180,7 +180,8 @@ fn build_app(
     }
     Ok(App {
         generator: Generator::new(engine, tokenizer, limits, info.vocab_size),
-        info,
+        info: Arc::new(info),
         limits,
+        tenant: Tenant::default(),
     })
 }

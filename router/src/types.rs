@@ -2,6 +2,27 @@
 
 use std::sync::Arc;
 
+/// A key that opens the server, and the name that metrics know its holder by.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ApiKey {
+    pub name: String,
+    pub key: String,
+}
+
+impl std::fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ApiKey({:?}, ***)", self.name)
+    }
+}
+
+/// Who asks: the holder of an API key. Where no keys are set, everybody is the default.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tenant {
+    pub name: Option<Arc<str>>,
+    /// Sequences of different salts share no KV blocks.
+    pub cache_salt: u64,
+}
+
 /// What a client asks for, whatever the route. Nothing is checked yet: numbers are as wide as clients can type them.
 #[derive(Debug)]
 pub struct Request {
@@ -116,6 +137,8 @@ pub struct Parameters {
     pub top_n_tokens: Option<u64>,
     /// Log-probabilities of the prompt are wanted, if the server gives them.
     pub prompt_logprobs: bool,
+    /// The text is to carry the server's watermark.
+    pub watermark: bool,
 }
 
 /// Which tokens may come next: one bit for each token id, lowest bit first.
@@ -157,8 +180,17 @@ pub struct ModelInfo {
     pub num_shards: usize,
 }
 
+/// How text is marked where a request asks for it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Watermark {
+    /// Share of the vocabulary that is green, in (0, 1).
+    pub gamma: f32,
+    /// Added to the logits of green tokens, above 0.
+    pub delta: f32,
+}
+
 /// What a request may ask for. Every number is final: defaults and memory limits are already applied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
     pub max_concurrent_requests: usize,
     /// Most sequences of one request (`best_of`, `n`).
@@ -178,11 +210,12 @@ pub struct Limits {
     /// Requests may have a grammar.
     pub grammar_support: bool,
     pub validation_workers: usize,
+    pub watermark: Watermark,
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use super::Limits;
+    use super::{Limits, Watermark};
 
     /// Small ones, as the recorded server had them.
     pub(crate) fn limits() -> Limits {
@@ -201,6 +234,10 @@ pub(crate) mod tests {
             enable_prefill_logprobs: false,
             grammar_support: true,
             validation_workers: 2,
+            watermark: Watermark {
+                gamma: 0.5,
+                delta: 2.0,
+            },
         }
     }
 }

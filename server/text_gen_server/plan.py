@@ -30,6 +30,8 @@ class SamplingParameters:
     end_token_ids: tuple[int, ...] = ()
     num_top_tokens: int = 0  # alternatives returned with each token
     prompt_logprobs: bool = False  # return the log-probability of every prompt token
+    watermark_gamma: float = 0.0  # share of the vocabulary that is green, in (0, 1) where there is a watermark
+    watermark_delta: float = 0.0  # added to the logits of green tokens; 0 = no watermark
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +157,7 @@ def _check_sampling(name: str, sampling: SamplingParameters, vocab_size: int) ->
         ("min_new_tokens", sampling.min_new_tokens, sampling.min_new_tokens >= 0, "at least 0"),
         ("num_top_tokens", sampling.num_top_tokens, 0 <= sampling.num_top_tokens <= vocab_size, f"at most {vocab_size}"),
     )
-    for field, value, is_in_range, wanted in ranges:
+    for field, value, is_in_range, wanted in (*ranges, *_watermark_ranges(sampling)):
         if not (is_in_range and math.isfinite(value)):
             raise ValueError(f"{name}: {field} is {value}, it must be finite and {wanted}")
     for token_id, bias in sampling.logit_bias:
@@ -164,3 +166,11 @@ def _check_sampling(name: str, sampling: SamplingParameters, vocab_size: int) ->
     named = (*sampling.end_token_ids, *(token_id for token_id, _ in sampling.logit_bias))
     if named:
         _check_token_ids(name, named, vocab_size)
+
+
+def _watermark_ranges(sampling: SamplingParameters) -> tuple[tuple[str, float, bool, str], ...]:
+    gamma, delta = sampling.watermark_gamma, sampling.watermark_delta
+    return (
+        ("watermark_gamma", gamma, 0 <= gamma < 1 and (gamma > 0 or delta == 0), "in (0, 1) where watermark_delta is not 0"),
+        ("watermark_delta", delta, abs(delta) <= LARGEST_BIAS, "within 1e6"),
+    )

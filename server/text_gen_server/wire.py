@@ -59,6 +59,8 @@ def _sampling_parameters(message: pb.SamplingParameters) -> SamplingParameters:
         end_token_ids=tuple(message.end_token_ids),
         num_top_tokens=message.num_top_tokens,
         prompt_logprobs=message.prompt_logprobs,
+        watermark_gamma=message.watermark_gamma,
+        watermark_delta=message.watermark_delta,
     )
 
 

@@ -20,9 +20,22 @@ pub struct HttpArgs {
     #[arg(long, env, value_delimiter = ',')]
     pub cors_allow_origin: Vec<String>,
 
-    /// Key that clients must send as `Authorization: Bearer KEY`; better set as the variable, which other users cannot see
+    /// Key that clients must send as `Authorization: Bearer KEY`; can be given several times, and is better set as the variable, which
+    /// other users cannot see
     #[arg(long, env, hide_env_values = true)]
-    pub api_key: Option<String>,
+    pub api_key: Vec<String>,
+
+    /// Further keys, one per line, as in the file
+    #[arg(long, env, hide = true, hide_env_values = true)]
+    pub api_keys: Option<String>,
+
+    /// File of further keys, one per line: `key`, `name:key` or `name key`. Metrics show the names. Read again when it changes
+    #[arg(long, env, value_name = "PATH")]
+    pub api_key_file: Option<String>,
+
+    /// Route that can be read without a key, such as /metrics or /info; can be given several times, or as a list with commas
+    #[arg(long, env, value_delimiter = ',', value_name = "PATH")]
+    pub public_routes: Vec<String>,
 
     /// File to use in place of the model's tokenizer_config.json, for its chat template
     #[arg(long, env)]

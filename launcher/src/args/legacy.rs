@@ -60,8 +60,6 @@ const NGROK: &str = "tunnels are not part of the server; run `ngrok http PORT` b
 const ONE_MACHINE: &str = "the shards of one machine meet through a file and need no port";
 const CHUNKED: &str = "waiting requests join at every step, because prefill is always chunked; see --max-batch-prefill-tokens";
 const NO_TRACES: &str = "traces are not exported yet";
-const NO_WATERMARK: &str =
-    "watermarking is not supported yet; requests that ask for it are answered without";
 
 /// All of them, in the order of TGI's own help.
 pub static FLAGS: &[LegacyFlag] = &[
@@ -118,8 +116,6 @@ pub static FLAGS: &[LegacyFlag] = &[
         Some("text-generation-inference.router"),
         Warn(NO_TRACES),
     ),
-    flag("watermark-gamma", None, Warn(NO_WATERMARK)),
-    flag("watermark-delta", None, Warn(NO_WATERMARK)),
     switch("ngrok", Warn(NGROK)),
     flag("ngrok-authtoken", None, Warn(NGROK)),
     flag("ngrok-edge", None, Warn(NGROK)),

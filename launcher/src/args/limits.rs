@@ -1,4 +1,4 @@
-//! Flags that limit what a request, and all requests together, may take.
+//! Flags that limit what a request, and all requests together, may take, and that say what its options mean.
 
 use clap::builder::BoolishValueParser;
 
@@ -57,6 +57,14 @@ pub struct LimitArgs {
     /// Let requests ask for the log-probabilities of their prompt
     #[arg(long, env, value_parser = BoolishValueParser::new())]
     pub enable_prefill_logprobs: bool,
+
+    /// Share of the vocabulary that is green in a text whose request asks for a watermark, above 0 and below 1
+    #[arg(long, env, default_value = "0.5")]
+    pub watermark_gamma: String,
+
+    /// What is added to the logits of green tokens in such a text, above 0 and at most 100
+    #[arg(long, env, default_value = "2.0")]
+    pub watermark_delta: String,
 
     /// Refuse requests that constrain their answer by a grammar
     #[arg(long, env, value_parser = BoolishValueParser::new())]

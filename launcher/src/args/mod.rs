@@ -82,7 +82,10 @@ fn command() -> Command {
         .next_help_heading("Accepted for compatibility")
         .args(legacy::arguments())
         // A negative number is a wrong value, which `config` reports with the others, not an unknown flag.
-        .mut_args(|arg| arg.allow_negative_numbers(true))
+        .mut_args(|arg| {
+            let takes_value = arg.get_action().takes_values();
+            arg.allow_negative_numbers(takes_value)
+        })
 }
 
 fn ignore_empty_variables(command: Command) -> Command {

@@ -2,6 +2,9 @@
 
 use std::ops::RangeInclusive;
 
+/// What is right for a number, as code and in words.
+pub(super) type Rule = (fn(f64) -> bool, &'static str);
+
 #[derive(Debug, Default)]
 pub(super) struct Check {
     pub(super) errors: Vec<String>,
@@ -35,7 +38,7 @@ impl Check {
         &mut self,
         flag: &str,
         text: &str,
-        (is_right, wanted): (fn(f64) -> bool, &str),
+        (is_right, wanted): Rule,
     ) -> Option<f64> {
         let number = text.trim().parse().ok().filter(|number| is_right(*number));
         if number.is_none() {

@@ -27,6 +27,17 @@ pub(super) fn add_flags(args: &Args, check: &mut Check, flags: &mut Vec<OsString
         }
         add(flags, "--cors-allow-origin", origin);
     }
+    if let Some(path) = &http.api_key_file {
+        add(flags, "--api-key-file", path);
+    }
+    for route in http.public_routes.iter().map(|route| route.trim()) {
+        if !route.starts_with('/') {
+            check.errors.push(format!(
+                "--public-routes '{route}': give a path that begins with a slash, such as /metrics"
+            ));
+        }
+        add(flags, "--public-routes", route);
+    }
     if let Some(path) = &http.tokenizer_config_path {
         add(flags, "--tokenizer-config-path", path);
     }

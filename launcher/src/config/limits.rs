@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 
 use super::add;
-use super::check::Check;
+use super::check::{Check, Rule};
 use crate::args::Flags;
 
 const MAX: u64 = u32::MAX as u64;
+const GAMMA: Rule = (|n| n > 0.0 && n < 1.0, "above 0 and below 1");
+const DELTA: Rule = (|n| n > 0.0 && n <= 100.0, "above 0 and at most 100");
 
 pub(super) fn add_flags(all: &Flags, check: &mut Check, flags: &mut Vec<OsString>) {
     let limits = &all.limits;
@@ -73,6 +75,14 @@ pub(super) fn add_flags(all: &Flags, check: &mut Check, flags: &mut Vec<OsString
         }
     }
     check_order(&numbers, check);
+    for (flag, text, rule) in [
+        ("--watermark-gamma", &limits.watermark_gamma, GAMMA),
+        ("--watermark-delta", &limits.watermark_delta, DELTA),
+    ] {
+        if let Some(number) = check.decimal(flag, text, rule) {
+            add(flags, flag, &number.to_string());
+        }
+    }
     if limits.enable_prefill_logprobs {
         flags.push("--enable-prefill-logprobs".into());
     }

@@ -28,7 +28,8 @@ pub struct Config {
     /// Flags for the router and the shards, in the order in which they are passed.
     pub router_flags: Vec<OsString>,
     pub shard_flags: Vec<OsString>,
-    pub api_key: Option<Secret>,
+    /// One per line, each behind a name; `None`: nobody needs a key.
+    pub api_keys: Option<Secret>,
     /// How long running requests may take to finish once the launcher was told to stop.
     pub graceful_termination_timeout: Duration,
     pub print_environment: bool,
@@ -109,7 +110,7 @@ impl Config {
             num_shards: shards::num_shards(&flags.devices, &args.surroundings, &mut check),
             router_flags,
             shard_flags,
-            api_key: api_key(args, &mut check),
+            api_keys: api_keys(args, &mut check),
             graceful_termination_timeout: Duration::from_secs(timeout),
             print_environment: flags.output.env,
             programs: programs(args),
@@ -157,18 +158,28 @@ fn log_level(text: &str, check: &mut Check) -> tracing::Level {
     })
 }
 
-fn api_key(args: &Args, check: &mut Check) -> Option<Secret> {
-    let key = args.flags.http.api_key.clone()?;
-    if key.is_empty() || !key.chars().all(|c| c.is_ascii_graphic()) {
+fn api_keys(args: &Args, check: &mut Check) -> Option<Secret> {
+    let http = &args.flags.http;
+    let is_sendable = |key: &String| !key.is_empty() && key.chars().all(|c| c.is_ascii_graphic());
+    if !http.api_key.iter().all(is_sendable) {
         check.errors.push("--api-key is empty or holds characters that a header cannot carry: use letters and digits".into());
     }
-    if args.typed.contains("api_key") {
-        check.warnings.push(
-            "--api-key can be read by every user of this machine; set the variable API_KEY instead"
-                .into(),
-        );
+    for (id, flag, variable) in [
+        ("api_key", "--api-key", "API_KEY"),
+        ("api_keys", "--api-keys", "API_KEYS"),
+    ] {
+        if args.typed.contains(id) {
+            check.warnings.push(format!(
+                "{flag} can be read by every user of this machine; set the variable {variable} or give --api-key-file instead"
+            ));
+        }
     }
-    Some(Secret(key))
+    let numbered = http.api_key.iter().enumerate();
+    let mut lines: Vec<String> = numbered
+        .map(|(idx, key)| format!("key-{}:{key}", idx + 1))
+        .collect();
+    lines.extend(http.api_keys.clone());
+    (!lines.is_empty()).then(|| Secret(lines.join("\n")))
 }
 
 fn programs(args: &Args) -> Programs {

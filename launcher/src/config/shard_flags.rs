@@ -3,11 +3,8 @@
 use std::ffi::OsString;
 
 use super::add;
-use super::check::Check;
+use super::check::{Check, Rule};
 use crate::args::{DeviceArgs, ModelArgs};
-
-/// What is right for a number, as code and in words.
-type Rule = (fn(f64) -> bool, &'static str);
 
 const FRACTION: Rule = (|n| n > 0.0 && n <= 1.0, "above 0 and at most 1");
 const FACTOR: Rule = (|n| n >= 1.0 && n.is_finite(), "of at least 1");

@@ -216,9 +216,39 @@ fn origins_can_be_repeated_or_listed() {
 fn a_secret_is_in_no_flag_and_does_not_show_itself() {
     let config = config("--api-key hunter2");
     assert!(!format!("{config:?}").contains("hunter2"));
-    assert_eq!(config.api_key.as_ref().map(Secret::reveal), Some("hunter2"));
+    assert_eq!(
+        config.api_keys.as_ref().map(Secret::reveal),
+        Some("key-1:hunter2")
+    );
     assert_eq!(config.warnings.len(), 1);
     assert_eq!(errors("--api-key=").len(), 1);
+    for flag in config.router_flags {
+        assert!(!flag.to_string_lossy().contains("hunter2"));
+    }
+}
+
+#[test]
+fn keys_are_joined_and_a_comma_belongs_to_its_key() {
+    let config = config("--api-key a,b --api-key c --api-keys alice:d --api-key-file /run/keys");
+    assert_eq!(
+        config.api_keys.as_ref().map(Secret::reveal),
+        Some("key-1:a,b\nkey-2:c\nalice:d")
+    );
+    assert_eq!(
+        value(&config.router_flags, "--api-key-file"),
+        Some("/run/keys")
+    );
+}
+
+#[test]
+fn public_routes_are_paths() {
+    let flags = config("--public-routes /metrics,/info").router_flags;
+    let count = flags
+        .iter()
+        .filter(|word| *word == "--public-routes")
+        .count();
+    assert_eq!(count, 2);
+    assert_eq!(errors("--public-routes metrics").len(), 1);
 }
 
 #[test]
@@ -226,4 +256,15 @@ fn implementations_of_tgi_are_no_reason_to_fail() {
     let config = config("--attention flashinfer");
     assert_eq!(value(&config.shard_flags, "--attention"), None);
     assert_eq!(config.warnings.len(), 1);
+}
+
+#[test]
+fn the_watermark_is_a_matter_of_the_router() {
+    let flags = config("--watermark-gamma 0.25").router_flags;
+    assert_eq!(value(&flags, "--watermark-gamma"), Some("0.25"));
+    assert_eq!(value(&flags, "--watermark-delta"), Some("2"));
+    assert_eq!(
+        errors("--watermark-gamma 1 --watermark-delta -0.5").len(),
+        2
+    );
 }

@@ -112,7 +112,7 @@ fn only_the_owner_can_enter_the_socket_directory() {
 
 #[test]
 fn a_secret_reaches_the_one_process_that_needs_it_and_no_argument() {
-    let report = "tell \"$0 has ${API_KEY:-no key} and ${HF_TOKEN:-no token} in $*\"";
+    let report = "tell \"$0 has ${API_KEY:-unset} and ${API_KEYS:-no keys} and ${HF_TOKEN:-no token} in $*\"";
     let router = format!("{report}\n{ROUTER}");
     let server = format!("{report}\n{SERVER}");
     let mut stage = Stage::new().router(&router).server(&server);
@@ -128,9 +128,13 @@ fn a_secret_reaches_the_one_process_that_needs_it_and_no_argument() {
             .collect::<Vec<_>>()
     };
     assert_eq!(events.len(), 3);
-    assert!(with("key-of-clients")[0].contains("text-gen-router has key-of-clients and no token"));
     assert!(
-        with("token-of-hub")[0].contains("text-gen-server has no key and token-of-hub in resolve")
+        with("key-of-clients")[0]
+            .contains("text-gen-router has unset and key-1:key-of-clients and no token")
+    );
+    assert!(
+        with("token-of-hub")[0]
+            .contains("text-gen-server has unset and no keys and token-of-hub in resolve")
     );
     assert_eq!(
         (with("key-of-clients").len(), with("token-of-hub").len()),

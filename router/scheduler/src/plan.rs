@@ -44,6 +44,10 @@ pub struct SamplingParameters {
     pub num_top_tokens: u32,
     /// Return the log-probability of every prompt token.
     pub prompt_logprobs: bool,
+    /// Share of the vocabulary that is green, in (0, 1) where there is a watermark.
+    pub watermark_gamma: f32,
+    /// Added to the logits of green tokens; 0 = no watermark.
+    pub watermark_delta: f32,
 }
 
 impl Default for SamplingParameters {
@@ -65,6 +69,8 @@ impl Default for SamplingParameters {
             end_token_ids: Vec::new(),
             num_top_tokens: 0,
             prompt_logprobs: false,
+            watermark_gamma: 0.0,
+            watermark_delta: 0.0,
         }
     }
 }

@@ -2,13 +2,15 @@
 //! the answers become known: the flags, the loaded model, the sized KV cache.
 
 use crate::shard::{KvCache, PrepareParameters, ShardInfo};
-use crate::types::Limits;
+use crate::types::{Limits, Watermark};
 
 /// On an accelerator a longer prefill step costs decoding sequences too much latency.
 const MAX_DEFAULT_PREFILL_TOKENS: u32 = 8192;
 const CPU_PREFILL_TOKENS: u32 = 512;
 const ACCELERATOR_BATCH_SIZE: u32 = 256;
 const CPU_BATCH_SIZE: u32 = 64;
+/// Beyond this nothing but green tokens is ever said.
+const MAX_WATERMARK_DELTA: f32 = 100.0;
 
 /// The flags about limits; `None` where it was left to the router.
 #[derive(Clone, Debug)]
@@ -28,6 +30,7 @@ pub struct LimitFlags {
     pub enable_prefill_logprobs: bool,
     pub grammar_support: bool,
     pub validation_workers: usize,
+    pub watermark: Watermark,
 }
 
 /// A limit that the model or the memory cannot keep.
@@ -50,6 +53,17 @@ pub fn mistakes(flags: &LimitFlags) -> Vec<String> {
     {
         mistakes.push(format!(
             "--max-total-tokens {total} must be at most --max-batch-total-tokens {batch}"
+        ));
+    }
+    let Watermark { gamma, delta } = flags.watermark;
+    if !(gamma > 0.0 && gamma < 1.0) {
+        mistakes.push(format!(
+            "--watermark-gamma {gamma} must be above 0 and below 1"
+        ));
+    }
+    if !(delta > 0.0 && delta <= MAX_WATERMARK_DELTA) {
+        mistakes.push(format!(
+            "--watermark-delta {delta} must be above 0 and at most {MAX_WATERMARK_DELTA}"
         ));
     }
     mistakes
@@ -141,6 +155,7 @@ pub fn final_limits(
         enable_prefill_logprobs: flags.enable_prefill_logprobs,
         grammar_support: flags.grammar_support,
         validation_workers: flags.validation_workers,
+        watermark: flags.watermark,
     })
 }
 
@@ -165,6 +180,10 @@ mod tests {
             enable_prefill_logprobs: false,
             grammar_support: true,
             validation_workers: 2,
+            watermark: Watermark {
+                gamma: 0.5,
+                delta: 2.0,
+            },
         }
     }
 

@@ -1,6 +1,7 @@
 //! Flags and their environment twins, as typed (`Arguments`), and the checked configuration made from them (`Config`).
 //! The environment is read here and nowhere else. All mistakes are reported together, one line each.
 
+pub mod keys;
 pub mod limits;
 
 use std::ffi::OsString;
@@ -10,7 +11,10 @@ use std::time::Duration;
 use clap::Parser;
 use clap::builder::FalseyValueParser;
 
+use keys::KeySource;
 use limits::LimitFlags;
+
+use crate::types::{ApiKey, Watermark};
 
 /// Everything the router was told, checked as far as it can be before a model is loaded.
 #[derive(Debug)]
@@ -28,7 +32,12 @@ pub struct Config {
     pub limits: LimitFlags,
     pub prefix_caching: bool,
     pub cors_allow_origin: Vec<String>,
-    pub api_key: Option<String>,
+    /// Empty: nobody needs a key.
+    pub api_keys: Vec<ApiKey>,
+    /// Where they came from.
+    pub key_source: KeySource,
+    /// What can be read without a key, besides health.
+    pub public_routes: Vec<String>,
     pub log_level: String,
     pub json_output: bool,
     pub graceful_termination_timeout: Duration,
@@ -112,6 +121,12 @@ struct Arguments {
     /// Allow requests for the log-probabilities of their prompt
     #[arg(long, env, value_parser = FalseyValueParser::new())]
     enable_prefill_logprobs: bool,
+    /// Share of the vocabulary that is green in a watermarked text
+    #[arg(long, env, default_value_t = 0.5)]
+    watermark_gamma: f32,
+    /// What is added to the logits of green tokens in a watermarked text
+    #[arg(long, env, default_value_t = 2.0)]
+    watermark_delta: f32,
     /// Refuse requests with a grammar
     #[arg(long, env, value_parser = FalseyValueParser::new())]
     disable_grammar_support: bool,
@@ -121,9 +136,18 @@ struct Arguments {
     /// Origin that browsers may call from; repeat for several
     #[arg(long, env, value_delimiter = ',')]
     cors_allow_origin: Vec<String>,
-    /// Key that clients must send as a bearer token
-    #[arg(long, env, hide_env_values = true)]
-    api_key: Option<String>,
+    /// Key that clients must send as a bearer token; repeat for several
+    #[arg(long = "api-key", env = "API_KEY", hide_env_values = true)]
+    plain_keys: Vec<String>,
+    /// Further keys, one per line, as in the file
+    #[arg(long, env, hide = true, hide_env_values = true)]
+    api_keys: Option<String>,
+    /// File of further keys, one per line: `key`, `name:key` or `name key`; read again when it changes
+    #[arg(long, env, value_name = "PATH")]
+    api_key_file: Option<PathBuf>,
+    /// Route that can be read without a key; repeat for several
+    #[arg(long, env, value_delimiter = ',', value_name = "PATH")]
+    public_routes: Vec<String>,
     /// Reuse the KV blocks of equal prefixes
     #[arg(long, env, default_value_t = true, action = clap::ArgAction::Set)]
     prefix_caching: bool,
@@ -153,11 +177,21 @@ impl Config {
         arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>,
     ) -> Result<Self, ConfigError> {
         let arguments = Arguments::try_parse_from(arguments).map_err(ConfigError::Usage)?;
-        let mistakes = mistakes(&arguments);
+        let mut mistakes = mistakes(&arguments);
+        let (key_source, wrong_keys) = KeySource::new(
+            &arguments.plain_keys,
+            arguments.api_keys.as_deref().unwrap_or_default(),
+            arguments.api_key_file.clone(),
+        );
+        mistakes.extend(wrong_keys);
+        let api_keys = key_source.read().unwrap_or_else(|wrong| {
+            mistakes.extend(wrong);
+            Vec::new()
+        });
         if !mistakes.is_empty() {
             return Err(ConfigError::Invalid(mistakes));
         }
-        Ok(checked(arguments))
+        Ok(checked(arguments, key_source, api_keys))
     }
 }
 
@@ -176,10 +210,12 @@ fn mistakes(arguments: &Arguments) -> Vec<String> {
         !arguments.shard_sockets.is_empty(),
         "--shard-socket is missing; give one for each rank".to_string(),
     );
-    check(
-        arguments.api_key.as_deref() != Some(""),
-        "--api-key is empty; give a key or leave it away".to_string(),
-    );
+    for route in &arguments.public_routes {
+        check(
+            route.starts_with('/'),
+            format!("--public-routes {route:?} does not begin with '/'"),
+        );
+    }
     check(
         arguments
             .log_level
@@ -245,10 +281,14 @@ fn limit_flags(arguments: &Arguments) -> LimitFlags {
         enable_prefill_logprobs: arguments.enable_prefill_logprobs,
         grammar_support: !arguments.disable_grammar_support,
         validation_workers: arguments.validation_workers,
+        watermark: Watermark {
+            gamma: arguments.watermark_gamma,
+            delta: arguments.watermark_delta,
+        },
     }
 }
 
-fn checked(arguments: Arguments) -> Config {
+fn checked(arguments: Arguments, key_source: KeySource, api_keys: Vec<ApiKey>) -> Config {
     Config {
         limits: limit_flags(&arguments),
         model_dir: arguments.model_dir,
@@ -260,7 +300,9 @@ fn checked(arguments: Arguments) -> Config {
         port: arguments.port,
         prefix_caching: arguments.prefix_caching,
         cors_allow_origin: arguments.cors_allow_origin,
-        api_key: arguments.api_key,
+        api_keys,
+        key_source,
+        public_routes: arguments.public_routes,
         log_level: arguments.log_level,
         json_output: arguments.json_output,
         graceful_termination_timeout: Duration::from_secs(arguments.graceful_termination_timeout),
@@ -340,6 +382,8 @@ mod tests {
             mistakes_of(&more),
             ["--max-input-tokens 8 must be less than --max-total-tokens 8"]
         );
+        let more = ["--watermark-gamma", "1", "--watermark-delta", "NaN"];
+        assert_eq!(mistakes_of(&more).len(), 2);
     }
 
     #[test]

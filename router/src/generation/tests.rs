@@ -7,7 +7,7 @@ use super::*;
 use crate::output::Finish;
 use crate::tokenizer::tests::compat;
 use crate::types::tests::limits;
-use crate::types::{Parameters, SamplingMode};
+use crate::types::{Parameters, SamplingMode, Tenant};
 
 fn request(text: &str, parameters: Parameters) -> Request {
     Request {
@@ -40,7 +40,10 @@ fn open_ended() -> (Generator, mpsc::Receiver<Held>) {
 
 /// The text of every sequence, and how it ended.
 async fn run(generator: &Generator, request: Request) -> Vec<(String, Option<Finish>)> {
-    let mut stream = generator.generate(request).await.unwrap();
+    let mut stream = generator
+        .generate(&Tenant::default(), request)
+        .await
+        .unwrap();
     let mut texts = vec![(String::new(), None); stream.seeds.len()];
     while let Some(progress) = stream.next().await {
         let (idx, progress) = progress.unwrap();
@@ -71,7 +74,7 @@ async fn n_sequences_are_answered_each_with_the_next_seed() {
     };
     let generator = greedy();
     let stream = generator
-        .generate(request("x self", parameters.clone()))
+        .generate(&Tenant::default(), request("x self", parameters.clone()))
         .await
         .unwrap();
     assert_eq!(stream.seeds, [Some(u64::MAX), Some(0)]);
@@ -86,15 +89,27 @@ async fn dropping_the_stream_cancels_the_sequence_and_returns_its_permit() {
     let (generator, mut held) = open_ended();
     let mut streams = Vec::new();
     for _ in 0..4 {
-        streams.push(generator.generate(request("a", tokens(9))).await.unwrap());
+        streams.push(
+            generator
+                .generate(&Tenant::default(), request("a", tokens(9)))
+                .await
+                .unwrap(),
+        );
     }
-    let refused = generator.generate(request("a", tokens(9))).await;
+    let refused = generator
+        .generate(&Tenant::default(), request("a", tokens(9)))
+        .await;
     assert!(matches!(refused, Err(GenerateError::Overloaded)));
     drop(streams);
     for _ in 0..4 {
         held.recv().await.unwrap().events.closed().await;
     }
-    assert!(generator.generate(request("a", tokens(9))).await.is_ok());
+    assert!(
+        generator
+            .generate(&Tenant::default(), request("a", tokens(9)))
+            .await
+            .is_ok()
+    );
 }
 
 #[tokio::test]
@@ -104,7 +119,10 @@ async fn a_stop_string_cancels_its_sequence_while_the_stream_is_still_held() {
         stop: vec!["etu".to_owned()],
         ..tokens(9)
     };
-    let mut stream = generator.generate(request("a", parameters)).await.unwrap();
+    let mut stream = generator
+        .generate(&Tenant::default(), request("a", parameters))
+        .await
+        .unwrap();
     let mut text = String::new();
     while let Some(progress) = stream.next().await {
         if let (_, Progress::Text(delta)) = progress.unwrap() {
@@ -120,10 +138,17 @@ async fn a_stop_string_cancels_its_sequence_while_the_stream_is_still_held() {
 async fn a_refused_request_gives_its_permit_back() {
     let generator = greedy();
     for _ in 0..9 {
-        let refused = generator.generate(request("", tokens(1))).await;
+        let refused = generator
+            .generate(&Tenant::default(), request("", tokens(1)))
+            .await;
         assert!(matches!(refused, Err(GenerateError::Validation(_))));
     }
-    assert!(generator.generate(request("a", tokens(1))).await.is_ok());
+    assert!(
+        generator
+            .generate(&Tenant::default(), request("a", tokens(1)))
+            .await
+            .is_ok()
+    );
 }
 
 #[tokio::test]
@@ -139,7 +164,10 @@ async fn an_error_of_one_sequence_ends_the_request_and_cancels_the_others() {
         mode: SamplingMode::Sample,
         ..tokens(3)
     };
-    let mut stream = generator.generate(request("a", parameters)).await.unwrap();
+    let mut stream = generator
+        .generate(&Tenant::default(), request("a", parameters))
+        .await
+        .unwrap();
     let mut last = None;
     while let Some(progress) = stream.next().await {
         last = Some(progress);
@@ -154,7 +182,10 @@ async fn an_error_of_one_sequence_ends_the_request_and_cancels_the_others() {
 #[tokio::test]
 async fn an_engine_that_dies_is_an_incomplete_generation() {
     let (generator, mut held) = open_ended();
-    let mut stream = generator.generate(request("a", tokens(9))).await.unwrap();
+    let mut stream = generator
+        .generate(&Tenant::default(), request("a", tokens(9)))
+        .await
+        .unwrap();
     drop(held.recv().await.unwrap());
     let mut last = None;
     while let Some(progress) = stream.next().await {
@@ -175,7 +206,10 @@ async fn the_engine_gets_what_the_client_asked_for() {
         top_n_tokens: Some(2),
         ..tokens(9)
     };
-    let _stream = generator.generate(request("a", parameters)).await.unwrap();
+    let _stream = generator
+        .generate(&Tenant::default(), request("a", parameters))
+        .await
+        .unwrap();
     let spec = held.recv().await.unwrap().spec;
     assert_eq!(spec.prompt, [68]);
     assert_eq!(spec.max_new_tokens, 9);

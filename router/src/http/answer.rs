@@ -54,8 +54,8 @@ pub struct Answer {
 
 /// Starts a request and its measurements. Dropping the answer cancels it.
 pub async fn start(app: &App, request: Request) -> Result<Answer, ApiError> {
-    let mut metrics = RequestMetrics::started();
-    match app.generator.generate(request).await {
+    let mut metrics = RequestMetrics::started(&app.tenant);
+    match app.generator.generate(&app.tenant, request).await {
         Ok(stream) => {
             metrics.accepted(&stream);
             Ok(Answer {

@@ -246,6 +246,7 @@ pub fn request(body: ChatBody, streamed: bool) -> Result<Request, ValidationErro
         truncate: None,
         top_n_tokens: body.top_logprobs.map(u64::from),
         prompt_logprobs: false,
+        watermark: false,
     };
     Ok(Request {
         prompt: Prompt::Chat(chat),

@@ -236,6 +236,7 @@ fn requests(
         truncate: None,
         top_n_tokens: body.logprobs.map(u64::from),
         prompt_logprobs,
+        watermark: false,
     };
     let request = |prompt: OnePrompt| PromptRequest {
         echoed: match &prompt {

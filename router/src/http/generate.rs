@@ -214,7 +214,6 @@ pub(super) fn request(
     };
     for (name, asked) in [
         ("adapter_id", given.adapter_id.is_some()),
-        ("watermark", given.watermark.unwrap_or(false)),
     ] {
         if asked {
             return Err(ValidationError::Unsupported(name));
@@ -256,6 +255,7 @@ pub(super) fn request(
         truncate: given.truncate.map(|tokens| tokens as u64),
         top_n_tokens: given.top_n_tokens.map(u64::from),
         prompt_logprobs: given.decoder_input_details.unwrap_or(false),
+        watermark: given.watermark.unwrap_or(false),
     };
     let request = Request {
         prompt: Prompt::Text(body.inputs),

@@ -1,6 +1,7 @@
 //! What is measured of requests, under TGI's names so that its dashboards keep working, and our latency histograms beside them.
 //! Every request that is counted ends as exactly one of succeeded, failed or cancelled.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use metrics::{counter, describe_counter, describe_histogram, histogram};
@@ -8,10 +9,14 @@ use metrics::{counter, describe_counter, describe_histogram, histogram};
 use super::answer::Usage;
 use super::errors::ApiError;
 use crate::generation::GenerationStream;
+use crate::types::Tenant;
 
 const FIRST_TOKEN: &str = "text_gen_time_to_first_token_seconds";
 const INTER_TOKEN: &str = "text_gen_inter_token_latency_seconds";
 const CANCELLED: &str = "text_gen_request_cancelled";
+const TENANT_REQUESTS: &str = "text_gen_tenant_requests_total";
+const TENANT_PROMPT_TOKENS: &str = "text_gen_tenant_prompt_tokens_total";
+const TENANT_GENERATED_TOKENS: &str = "text_gen_tenant_generated_tokens_total";
 
 /// Registers every series of a request, so that the first scrape has them.
 pub fn describe() {
@@ -65,6 +70,15 @@ pub fn describe() {
         describe_histogram!(name.to_owned(), text);
         let _ = histogram!(name);
     }
+    describe_counter!(TENANT_REQUESTS, "Requests by the name of their API key");
+    describe_counter!(
+        TENANT_PROMPT_TOKENS,
+        "Prompt tokens of accepted requests by the name of their API key"
+    );
+    describe_counter!(
+        TENANT_GENERATED_TOKENS,
+        "Generated tokens, also of unfinished answers, by the name of their API key"
+    );
     for name in ["tgi_request_count", "tgi_request_success", CANCELLED] {
         counter!(name).absolute(0);
     }
@@ -75,26 +89,40 @@ pub struct RequestMetrics {
     started: Instant,
     /// By sequence.
     last_token: Vec<Option<Instant>>,
+    num_generated_tokens: u64,
+    tenant: Option<Arc<str>>,
     ended: bool,
 }
 
 impl RequestMetrics {
-    pub fn started() -> Self {
+    pub fn started(tenant: &Tenant) -> Self {
         counter!("tgi_request_count").increment(1);
-        Self {
+        let metrics = Self {
             started: Instant::now(),
             last_token: Vec::new(),
+            num_generated_tokens: 0,
+            tenant: tenant.name.clone(),
             ended: false,
+        };
+        metrics.count_for_tenant(TENANT_REQUESTS, 1);
+        metrics
+    }
+
+    fn count_for_tenant(&self, name: &'static str, count: u64) {
+        if let Some(tenant) = &self.tenant {
+            counter!(name, "tenant" => tenant.clone()).increment(count);
         }
     }
 
     pub fn accepted(&mut self, stream: &GenerationStream) {
         self.last_token = vec![None; stream.seeds.len()];
+        self.count_for_tenant(TENANT_PROMPT_TOKENS, stream.prompt_ids.len() as u64);
         histogram!("tgi_request_input_length").record(stream.prompt_ids.len() as f64);
         histogram!("tgi_request_max_new_tokens").record(f64::from(stream.max_new_tokens));
     }
 
     pub fn token(&mut self, sequence_idx: usize) {
+        self.num_generated_tokens += 1;
         let now = Instant::now();
         match self.last_token[sequence_idx].replace(now) {
             Some(last) => histogram!(INTER_TOKEN).record(now - last),
@@ -124,15 +152,16 @@ impl RequestMetrics {
 
 impl Drop for RequestMetrics {
     fn drop(&mut self) {
+        self.count_for_tenant(TENANT_GENERATED_TOKENS, self.num_generated_tokens);
         if !self.ended {
             counter!(CANCELLED).increment(1);
         }
     }
 }
 
-/// Counts a request that was refused before it could be started.
+/// Counts a request that was refused before it could be started, which is no tenant's use.
 pub fn refused(error: impl Into<ApiError>) -> ApiError {
     let error = error.into();
-    RequestMetrics::started().failed(&error);
+    RequestMetrics::started(&Tenant::default()).failed(&error);
     error
 }

@@ -54,7 +54,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::generation::Generator;
 use crate::telemetry::MetricsHandle;
-use crate::types::{Limits, ModelInfo};
+use crate::types::{ApiKey, Limits, ModelInfo, Tenant};
 pub use connection::ConnectionLimits;
 use errors::ApiError;
 
@@ -68,18 +68,23 @@ pub enum Phase {
     Stopping,
 }
 
-/// What a loaded model answers with.
+/// What a loaded model answers one tenant with.
+#[derive(Clone)]
 pub struct App {
     pub generator: Generator,
-    pub info: ModelInfo,
+    pub info: Arc<ModelInfo>,
     pub limits: Limits,
+    /// The default in a `Phase`; whoever asks in a `Ready`.
+    pub tenant: Tenant,
 }
 
 pub struct HttpConfig {
     /// Empty: no CORS headers at all. "*": any origin.
     pub cors_allow_origin: Vec<String>,
-    /// Everything but health needs it.
-    pub api_key: Option<String>,
+    /// Everything but health needs one of them. Empty at the start: nobody ever needs one.
+    pub api_keys: watch::Receiver<Vec<ApiKey>>,
+    /// What can be read without a key, besides health.
+    pub public_routes: Vec<String>,
     pub payload_limit_bytes: usize,
     pub connections: ConnectionLimits,
     pub metrics: MetricsHandle,
@@ -150,11 +155,10 @@ fn router(config: HttpConfig, phase: watch::Receiver<Phase>) -> Result<Router, c
         .merge(openapi::routes(config.api_key.is_some()))
         .layer(DefaultBodyLimit::max(config.payload_limit_bytes))
         .layer(CatchPanicLayer::custom(errors::panicked));
-    if let Some(key) = config.api_key {
-        router = router.layer(axum::middleware::from_fn_with_state(
-            auth::ApiKey::new(key),
-            auth::require_key,
-        ));
+    if !config.api_keys.borrow().is_empty() {
+        let access = auth::Access::new(config.api_keys.clone(), config.public_routes);
+        let layer = axum::middleware::from_fn_with_state(access, auth::require_key);
+        router = router.layer(layer);
     }
     router = router.layer(axum::middleware::from_fn(openai_errors::for_sdks));
     if let Some(cors) = cors::layer(&config.cors_allow_origin)? {
@@ -163,18 +167,24 @@ fn router(config: HttpConfig, phase: watch::Receiver<Phase>) -> Result<Router, c
     Ok(router.with_state(state))
 }
 
-/// The loaded model; 503 before and after.
+/// The loaded model for whoever asks; 503 before and after. Every route takes this, so none can forget its tenant.
 struct Ready(Arc<App>);
 
 impl FromRequestParts<HttpState> for Ready {
     type Rejection = ApiError;
 
     async fn from_request_parts(
-        _parts: &mut Parts,
+        parts: &mut Parts,
         state: &HttpState,
     ) -> Result<Self, Self::Rejection> {
         match &*state.phase.borrow() {
-            Phase::Ready(app) => Ok(Self(app.clone())),
+            Phase::Ready(app) => Ok(Self(match parts.extensions.get::<Tenant>() {
+                None => app.clone(),
+                Some(tenant) => Arc::new(App {
+                    tenant: tenant.clone(),
+                    ..App::clone(app)
+                }),
+            })),
             Phase::Loading(what) => Err(ApiError::loading(what)),
             Phase::Stopping => Err(ApiError::stopping()),
         }

@@ -51,7 +51,8 @@ impl ValidRequest {
             .map(Constraint::for_another_sequence)
     }
 
-    pub fn sequence(&self, sequence_idx: usize) -> SequenceSpec {
+    /// `cache_salt` is the tenant's.
+    pub fn sequence(&self, sequence_idx: usize, cache_salt: u64) -> SequenceSpec {
         let sampling = SamplingParameters {
             seed: self.sampling.seed.wrapping_add(sequence_idx as u64),
             ..self.sampling.clone()
@@ -60,7 +61,7 @@ impl ValidRequest {
             prompt: self.prompt_ids.to_vec(),
             max_new_tokens: self.max_new_tokens,
             end_token_ids: self.end_token_ids.clone(),
-            cache_salt: 0,
+            cache_salt,
             read_prefix_cache: !sampling.prompt_logprobs,
             sampling: Arc::new(sampling),
         }

@@ -70,6 +70,10 @@ pub fn check(
     sampling.num_top_tokens = check_top_n_tokens(given.top_n_tokens, limits)?;
     sampling.logit_bias = check_logit_bias(&given.logit_bias, vocab_size)?;
     sampling.prompt_logprobs = given.prompt_logprobs && limits.enable_prefill_logprobs;
+    if given.watermark {
+        sampling.watermark_gamma = limits.watermark.gamma;
+        sampling.watermark_delta = limits.watermark.delta;
+    }
     // A grammar that is through leaves nothing but an end token.
     let goes_on = given.ignore_eos && request.grammar.is_none();
     let end_token_ids = if goes_on { &[] } else { end_token_ids };

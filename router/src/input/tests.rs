@@ -26,7 +26,7 @@ fn text(text: &str) -> Prompt {
 }
 
 fn accepted(parameters: Parameters) -> SequenceSpec {
-    validate(text("x self"), parameters).unwrap().sequence(0)
+    validate(text("x self"), parameters).unwrap().sequence(0, 7)
 }
 
 fn refused(parameters: Parameters) -> String {
@@ -306,7 +306,7 @@ fn prompt_logprobs_are_computed_only_where_the_server_gives_them() {
         parameters: asked(),
         grammar: None,
     };
-    let spec = validator.validate_now(request).unwrap().sequence(0);
+    let spec = validator.validate_now(request).unwrap().sequence(0, 7);
     assert!(spec.sampling.prompt_logprobs);
     assert!(!spec.read_prefix_cache);
 }
@@ -339,7 +339,7 @@ proptest! {
             ..Parameters::default()
         };
         if let Ok(valid) = validate(text("a"), parameters) {
-            let spec = valid.sequence(0);
+            let spec = valid.sequence(0, 7);
             let sampling = &spec.sampling;
             prop_assert!(sampling.temperature > 0.0 && sampling.temperature.is_finite());
             prop_assert!(sampling.top_p > 0.0 && sampling.top_p <= 1.0);
@@ -353,4 +353,18 @@ proptest! {
             prop_assert!(sampling.num_top_tokens <= 5);
         }
     }
+}
+
+#[test]
+fn a_watermark_is_the_servers_where_it_is_asked_for_and_off_elsewhere() {
+    let marked = Parameters {
+        watermark: true,
+        ..Parameters::default()
+    };
+    let of = |parameters| {
+        let sampling = accepted(parameters).sampling;
+        (sampling.watermark_gamma, sampling.watermark_delta)
+    };
+    assert_eq!(of(marked), (0.5, 2.0));
+    assert_eq!(of(Parameters::default()).1, 0.0);
 }

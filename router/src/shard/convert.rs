@@ -87,6 +87,8 @@ fn sampling_to_proto(sampling: &plan::SamplingParameters) -> proto::SamplingPara
         end_token_ids: sampling.end_token_ids.clone(),
         num_top_tokens: sampling.num_top_tokens,
         prompt_logprobs: sampling.prompt_logprobs,
+        watermark_gamma: sampling.watermark_gamma,
+        watermark_delta: sampling.watermark_delta,
     }
 }
 
@@ -215,6 +217,8 @@ mod tests {
             end_token_ids: vec![0, 1],
             num_top_tokens: 13,
             prompt_logprobs: true,
+            watermark_gamma: 0.625,
+            watermark_delta: 3.5,
         }
     }
 
@@ -259,6 +263,8 @@ mod tests {
             end_token_ids: sampling.end_token_ids,
             num_top_tokens: sampling.num_top_tokens,
             prompt_logprobs: sampling.prompt_logprobs,
+            watermark_gamma: sampling.watermark_gamma,
+            watermark_delta: sampling.watermark_delta,
         }
     }
 

@@ -29,6 +29,12 @@ impl Client {
         self.start_post(path, body).await.answer().await
     }
 
+    /// `head` is one more header.
+    pub async fn post_with(&self, path: &str, head: &str, body: &Value) -> (u16, String) {
+        let head = format!("POST {path} HTTP/1.1\r\ncontent-type: application/json\r\n{head}\r\n");
+        self.send(&head, &body.to_string()).await.answer().await
+    }
+
     pub async fn start_post(&self, path: &str, body: &Value) -> Running {
         let head = format!("POST {path} HTTP/1.1\r\ncontent-type: application/json\r\n");
         self.send(&head, &body.to_string()).await

@@ -9,6 +9,8 @@ mod scripted_shard;
 
 mod client;
 
+mod tenants;
+
 use std::path::Path;
 use std::sync::LazyLock;
 
@@ -38,6 +40,10 @@ struct Router {
 impl Router {
     /// Supervised, and not told a model yet.
     async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    async fn start_with(more: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("shard-0");
         let flags = [
@@ -50,7 +56,8 @@ impl Router {
         let arguments = flags
             .iter()
             .map(|flag| flag.to_string())
-            .chain([socket.display().to_string()]);
+            .chain([socket.display().to_string()])
+            .chain(more.iter().map(|flag| flag.to_string()));
         let config = Config::parse(arguments).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = Client::new(listener.local_addr().unwrap());
@@ -75,13 +82,17 @@ impl Router {
 
     /// Serving a model from one scripted shard.
     async fn ready(script: Script) -> (Self, ScriptedShard) {
-        let mut router = Self::start().await;
+        Self::start().await.serving(script).await
+    }
+
+    async fn serving(mut self, script: Script) -> (Self, ScriptedShard) {
+        let router = &mut self;
         let shard = ScriptedShard::start(router.folder.path(), script);
         write_tokenizer(router.folder.path());
         let model = format!("model {}", router.folder.path().display());
         router.tell(&model).await;
         router.client.until_health(|status, _| status == 200).await;
-        (router, shard)
+        (self, shard)
     }
 
     async fn tell(&mut self, line: &str) {

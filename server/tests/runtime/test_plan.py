@@ -65,6 +65,8 @@ BAD_SAMPLING: dict[str, Any] = {
     "num_top_tokens": (-1, VOCABULARY + 1),
     "logit_bias": (((5, float("nan")),), ((5, float("inf")),), ((VOCABULARY, 1.0),)),
     "end_token_ids": ((VOCABULARY,), (-1,)),
+    "watermark_gamma": (-0.1, 1.0, float("nan")),
+    "watermark_delta": (float("nan"), float("inf"), 1e7, 1.0),  # the last without a gamma
 }
 
 
@@ -110,6 +112,8 @@ def test_sampling_parameters_at_their_limits_are_accepted(router: FakeRouter) ->
         min_new_tokens=2**32 - 1,
         end_token_ids=tuple(range(VOCABULARY)),
         num_top_tokens=VOCABULARY,
+        watermark_gamma=1e-30,
+        watermark_delta=1e6,
     )
     router.add(2, list(PROMPT), sampling=extreme)
     outcome = router.step(s2=3)[2].outcome

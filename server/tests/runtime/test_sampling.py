@@ -27,6 +27,8 @@ EVERYTHING = SamplingParameters(
     frequency_penalty=0.3,
     presence_penalty=0.1,
     logit_bias=((3, 2.0),),
+    watermark_gamma=0.25,
+    watermark_delta=1.5,
     min_new_tokens=9,
     end_token_ids=(1, 2),
 )

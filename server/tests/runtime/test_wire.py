@@ -20,6 +20,8 @@ SAMPLING = {
     "end_token_ids": (5, 6),
     "num_top_tokens": 7,
     "prompt_logprobs": True,
+    "watermark_gamma": 0.375,
+    "watermark_delta": 3.5,
 }
 
 

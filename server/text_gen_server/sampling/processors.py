@@ -1,4 +1,4 @@
-"""Logits processors: penalties, logit bias, the ban of end tokens and masks, batched over the rows that ask for them.
+"""Logits processors: penalties, logit bias, the watermark, the ban of end tokens and masks, batched over the rows that ask for them.
 
 They run in this order, before temperature and filters. Must never touch the raw logits, which the log-probabilities are taken
 from, and never leave NaN behind, nor infinity where no mask forbids the token.
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from text_gen_server.plan import SamplingParameters
+from text_gen_server.sampling.watermark import green
 
 LARGEST = torch.finfo(torch.float32).max
 
@@ -41,8 +42,9 @@ def process(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     repeated = [n for n, row in enumerate(rows) if row.parameters.repetition_penalty != 1]
     counted = [n for n, row in enumerate(rows) if _counts(row)]
     biased = [n for n, row in enumerate(rows) if row.parameters.logit_bias]
+    marked = [n for n, row in enumerate(rows) if row.parameters.watermark_delta != 0]
     banned = [n for n, row in enumerate(rows) if _bans(row)]
-    if not (repeated or counted or biased or banned):
+    if not (repeated or counted or biased or marked or banned):
         return logits
     logits = logits.clone()
     if repeated:
@@ -51,6 +53,8 @@ def process(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
         _penalize_counts(logits, rows, counted)
     if biased:
         _add_bias(logits, rows, biased)
+    if marked:
+        _raise_green(logits, rows, marked)
     logits.clamp_(-LARGEST, LARGEST)
     if banned:
         _ban_end_tokens(logits, rows, banned)
@@ -114,6 +118,14 @@ def _add_bias(logits: Tensor, rows: Sequence[SamplingRow], chosen: list[int]) ->
     device = logits.device
     index = (torch.tensor(row_idx, device=device), torch.tensor(ids, device=device))
     logits.index_put_(index, torch.tensor(biases, dtype=torch.float32, device=device), accumulate=True)
+
+
+def _raise_green(logits: Tensor, rows: Sequence[SamplingRow], chosen: list[int]) -> None:
+    device = logits.device
+    previous = torch.tensor([int(rows[n].token_ids[-1]) for n in chosen], device=device)
+    gammas = torch.tensor([rows[n].parameters.watermark_gamma for n in chosen], dtype=torch.float64, device=device)
+    deltas = _column([rows[n].parameters.watermark_delta for n in chosen], device)
+    logits[torch.tensor(chosen, device=device)] += green(previous, gammas, logits.shape[-1]) * deltas
 
 
 def _ban_end_tokens(logits: Tensor, rows: Sequence[SamplingRow], chosen: list[int]) -> None:

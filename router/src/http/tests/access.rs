@@ -1,4 +1,4 @@
-//! Who may ask, and when: phases, keys, CORS, limits.
+//! When and from where the server can be asked: phases, CORS, limits. Keys are in `keys.rs`.
 
 use std::time::{Duration, Instant};
 
@@ -81,45 +81,9 @@ async fn an_engine_that_has_stopped_is_a_matter_of_health() {
 }
 
 #[tokio::test]
-async fn everything_but_health_needs_the_key() {
-    let server = greedy_with(Options {
-        api_key: Some("Sekret-Key"),
-        ..Options::default()
-    });
-    for path in ["/", "/health", "/ping", "/livez", "/readyz"] {
-        assert_eq!(server.get(path).await.status, 200, "{path}");
-    }
-    for path in ["/info", "/metrics", "/v1/models", "/nowhere"] {
-        let reply = server.get(path).await;
-        assert_eq!(
-            (reply.status.as_u16(), reply.text.as_str()),
-            (401, ""),
-            "{path}"
-        );
-    }
-    let with = |authorization: &'static str| {
-        let mut request = post("/generate", &small());
-        let value = axum::http::HeaderValue::from_static(authorization);
-        request.headers_mut().insert("authorization", value);
-        request
-    };
-    for wrong in [
-        "Bearer sekret-key",
-        "Bearer Sekret-Ke",
-        "Sekret-Key",
-        "Basic Sekret-Key",
-    ] {
-        assert_eq!(server.send(with(wrong)).await.status, 401, "{wrong}");
-    }
-    assert_eq!(server.send(with("Bearer Sekret-Key")).await.status, 200);
-    assert_eq!(server.send(with("bearer Sekret-Key")).await.status, 200);
-    assert_eq!(server.post("/", &small()).await.status, 401);
-}
-
-#[tokio::test]
 async fn a_wrong_method_is_told_what_is_allowed_also_without_the_key() {
     let server = greedy_with(Options {
-        api_key: Some("k"),
+        api_keys: vec![("k", "k")],
         ..Options::default()
     });
     let reply = server.get("/generate").await;
@@ -142,7 +106,7 @@ async fn cors_is_off_until_configured_and_then_allows_the_key() {
 
     let listed = greedy_with(Options {
         cors: vec!["http://good.example"],
-        api_key: Some("k"),
+        api_keys: vec![("k", "k")],
         ..Options::default()
     });
     let reply = listed.send(ask("http://good.example")).await;
@@ -227,7 +191,6 @@ async fn what_is_not_supported_yet_says_so() {
     let generate = |parameters: Value| json!({"inputs": "a", "parameters": parameters});
     for (path, body) in [
         ("/generate", generate(json!({"adapter_id": "a"}))),
-        ("/generate", generate(json!({"watermark": true}))),
         ("/v1/chat/completions", chat(json!({"tools": tool}))),
     ] {
         let reply = server.post(path, &body).await;
@@ -267,5 +230,21 @@ async fn a_list_of_an_objects_fields_is_not_taken_for_the_object() {
                 .text
                 .starts_with("Failed to deserialize the JSON body")
         );
+    }
+}
+
+#[tokio::test]
+async fn a_watermark_that_is_asked_for_reaches_the_sequence() {
+    let (deltas, seen) = std::sync::mpsc::channel();
+    let model = Greedy::compat();
+    let server = scripted(move |spec| {
+        let _ = deltas.send(spec.sampling.watermark_delta);
+        model.events(spec)
+    });
+    for (watermark, expected) in [(json!(true), 2.0), (json!(false), 0.0), (Value::Null, 0.0)] {
+        let parameters = json!({"max_new_tokens": 1, "watermark": watermark});
+        let body = json!({"inputs": "a", "parameters": parameters});
+        assert_eq!(server.post("/generate", &body).await.status, 200);
+        assert_eq!(seen.try_recv(), Ok(expected));
     }
 }

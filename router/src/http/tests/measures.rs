@@ -88,3 +88,43 @@ async fn buckets_are_tgis() {
         assert!(scrape.contains(bucket), "{bucket}\n{scrape}");
     }
 }
+
+#[tokio::test]
+async fn use_is_counted_by_the_name_of_the_key_and_never_by_the_key() {
+    let recorder = recorder();
+    let _here = ::metrics::set_default_local_recorder(&recorder);
+    let server = greedy_with(Options {
+        api_keys: vec![("one", "Sekret-Key"), ("two", "other-key")],
+        ..Options::default()
+    });
+    let ask = async |path: &str, body: Value, key: &'static str| {
+        let mut request = post(path, &body);
+        let key = axum::http::HeaderValue::from_static(key);
+        request.headers_mut().insert("authorization", key);
+        server.send(request).await
+    };
+    let body = json!({"inputs": "x self", "parameters": {"max_new_tokens": 3}});
+    ask("/generate", body.clone(), "Bearer Sekret-Key").await;
+    ask("/generate_stream", body, "Bearer Sekret-Key").await;
+    let prompts = json!({"prompt": ["x self", "x self"], "max_tokens": 1});
+    ask("/v1/completions", prompts, "Bearer other-key").await;
+    ask("/generate", json!({"inputs": ""}), "Bearer other-key").await;
+    let scrape = recorder.handle().render();
+    for (series, expected) in [
+        ("text_gen_tenant_requests_total{tenant=\"one\"}", 2.0),
+        ("text_gen_tenant_prompt_tokens_total{tenant=\"one\"}", 4.0),
+        (
+            "text_gen_tenant_generated_tokens_total{tenant=\"one\"}",
+            6.0,
+        ),
+        ("text_gen_tenant_requests_total{tenant=\"two\"}", 3.0),
+        ("text_gen_tenant_prompt_tokens_total{tenant=\"two\"}", 4.0),
+        (
+            "text_gen_tenant_generated_tokens_total{tenant=\"two\"}",
+            2.0,
+        ),
+    ] {
+        assert_eq!(value(&scrape, series), expected, "{series} in {scrape}");
+    }
+    assert!(!scrape.contains("Sekret-Key") && !scrape.contains("other-key"));
+}

@@ -4,6 +4,7 @@ mod access;
 mod clouds;
 mod conformance;
 mod kserve;
+mod keys;
 mod measures;
 mod openai_routes;
 mod openapi;
@@ -30,7 +31,7 @@ use crate::generation::scripted::{Greedy, Held, engine};
 use crate::telemetry::MetricsHandle;
 use crate::tokenizer::tests::compat;
 use crate::types::tests::limits;
-use crate::types::{Limits, ModelInfo};
+use crate::types::{ApiKey, Limits, ModelInfo, Tenant};
 use scheduler::SequenceSpec;
 
 /// A server without a socket.
@@ -43,7 +44,9 @@ struct Server {
 struct Options {
     limits: Limits,
     connections: ConnectionLimits,
-    api_key: Option<&'static str>,
+    /// Names and keys.
+    api_keys: Vec<(&'static str, &'static str)>,
+    public_routes: Vec<&'static str>,
     cors: Vec<&'static str>,
 }
 
@@ -52,7 +55,8 @@ impl Default for Options {
         Self {
             limits: limits(),
             connections: ConnectionLimits::for_payload(limits().payload_limit_bytes),
-            api_key: None,
+            api_keys: Vec::new(),
+            public_routes: Vec::new(),
             cors: Vec::new(),
         }
     }
@@ -96,17 +100,29 @@ fn ready(app: App, options: Options) -> Server {
 fn config(options: Options) -> HttpConfig {
     HttpConfig {
         cors_allow_origin: options.cors.into_iter().map(str::to_owned).collect(),
-        api_key: options.api_key.map(str::to_owned),
+        api_keys: watch::channel(options.api_keys.into_iter().map(api_key).collect()).1,
+        public_routes: options
+            .public_routes
+            .into_iter()
+            .map(str::to_owned)
+            .collect(),
         payload_limit_bytes: options.limits.payload_limit_bytes,
         connections: options.connections,
         metrics: MetricsHandle::default(),
     }
 }
 
+fn api_key((name, key): (&str, &str)) -> ApiKey {
+    ApiKey {
+        name: name.to_owned(),
+        key: key.to_owned(),
+    }
+}
+
 fn app(engine: EngineHandle, limits: Limits) -> App {
     App {
         generator: Generator::new(engine, compat(), limits, 2048),
-        info: ModelInfo {
+        info: Arc::new(ModelInfo {
             model_id: "compat".into(),
             revision: None,
             dtype: "bfloat16".into(),
@@ -114,8 +130,9 @@ fn app(engine: EngineHandle, limits: Limits) -> App {
             vocab_size: 2048,
             max_model_len: 2048,
             num_shards: 1,
-        },
+        }),
         limits,
+        tenant: Tenant::default(),
     }
 }
 
