@@ -93,6 +93,6 @@ pub fn sampling(temperature: Option<f64>) -> (SamplingMode, Option<f64>) {
 pub fn finish_reason(finish: Finish) -> &'static str {
     match finish {
         Finish::Length => "length",
-        Finish::EndToken | Finish::StopString => "stop",
+        Finish::EndToken | Finish::StopString(_) => "stop",
     }
 }
