@@ -2,9 +2,12 @@
 
 mod access;
 mod clouds;
+mod cuts;
 mod measures;
+mod messages;
 mod openai_routes;
 mod recorded;
+mod responses;
 mod sockets;
 mod streams;
 mod tokens;
@@ -18,7 +21,7 @@ use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tower::ServiceExt;
 
-use super::{App, ConnectionLimits, HttpConfig, Phase, router};
+use super::{App, ConnectionLimits, HttpConfig, Phase, ResponseStore, router};
 use crate::engine::{EngineHandle, TokenEvent};
 use crate::generation::Generator;
 use crate::generation::scripted::{Greedy, Held, engine};
@@ -111,6 +114,7 @@ fn app(engine: EngineHandle, limits: Limits) -> App {
             num_shards: 1,
         },
         limits,
+        responses: ResponseStore::default(),
     }
 }
 
