@@ -5,6 +5,7 @@ use minijinja::value::ValueKind;
 use serde::Deserialize;
 
 use super::body::{LogitBias, Object, OneOrMany};
+use super::grammar::AnswerFormat;
 use super::openai::{self, StreamOptions};
 use crate::input::ValidationError;
 use crate::types::{Chat, Parameters, Prompt, Request};
@@ -33,18 +34,12 @@ pub struct ChatBody {
     top_p: Option<f64>,
     top_k: Option<i32>,
     min_p: Option<f64>,
-    response_format: Option<Object<ResponseFormat>>,
+    response_format: Option<AnswerFormat>,
     tools: Option<Vec<Value>>,
     tool_choice: Option<Value>,
     documents: Option<Vec<Value>>,
     /// Further variables of the template.
     chat_template_kwargs: Option<Value>,
-}
-
-#[derive(Deserialize)]
-struct ResponseFormat {
-    #[serde(rename = "type")]
-    kind: String,
 }
 
 /// A message has content, or calls of tools.
@@ -158,9 +153,8 @@ pub fn request(body: ChatBody, streamed: bool) -> Result<Request, ValidationErro
     if !no_tools {
         return Err(ValidationError::Unsupported("tools"));
     }
-    if matches!(&body.response_format, Some(Object(format)) if format.kind != "text") {
-        return Err(ValidationError::Unsupported("response_format"));
-    }
+    let format = body.response_format.map(AnswerFormat::into_grammar);
+    let grammar = format.transpose()?.flatten();
     let mut chat = conversation(body.messages);
     if let Some(documents) = body.documents {
         let documents = documents.into_iter().collect();
@@ -202,7 +196,7 @@ pub fn request(body: ChatBody, streamed: bool) -> Result<Request, ValidationErro
         streamed,
         keep_stop_text: false,
         parameters,
-        grammar: None,
+        grammar,
     })
 }
 

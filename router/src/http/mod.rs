@@ -29,6 +29,7 @@ mod blocks;
 mod body;
 mod conversation;
 mod errors;
+mod grammar;
 pub mod metrics;
 mod openai;
 mod openai_errors;

@@ -3,14 +3,14 @@
 There is no generator state, and no row depends on another: a batch of 8 gives the tokens of 8 alone, for equal logits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from text_gen_server.sampling.filters import filter_logits
-from text_gen_server.sampling.processors import SamplingRow, process
+from text_gen_server.sampling.processors import SamplingRow, apply_masks, process
 from text_gen_server.sampling.rng import to_signed, uniform
 
 
@@ -25,14 +25,17 @@ class Samples:
     top_logprobs: Tensor  # [N, K] float32
 
 
-def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Samples:
+def sample(logits: Tensor, rows: Sequence[SamplingRow], masks: Mapping[int, bytes] | None = None) -> Samples:
     """Draws the next token of each row; the most likely one where a row does not sample (the first, of equals).
 
     logits: [N, V] float32, raw
+    masks:  index in N -> the tokens that row may have, one bit each, lowest bit of the first byte first
     """
     # NaN and infinity survive a sum, and one sum is far cheaper than a look at every number.
     is_finite = logits.sum(-1).isfinite()
     processed = process(logits, rows)
+    if masks:
+        processed = apply_masks(processed, masks)
     token_ids = processed.argmax(-1)
     drawn = [n for n, row in enumerate(rows) if row.parameters.do_sample]
     if drawn:
