@@ -12,7 +12,7 @@ use axum::http::StatusCode;
 use axum::http::header::CONNECTION;
 use axum::response::{IntoResponse, Response};
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor};
+use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use tokio::time::timeout;
@@ -83,6 +83,38 @@ pub struct TellingKeys {
 pub fn parse<T: DeserializeOwned, E: serde::de::Error>(json: &RawValue) -> Result<T, E> {
     let Object(value) = serde_json::from_str(json.get()).map_err(E::custom)?;
     Ok(value)
+}
+
+/// A string or a list. The place of a fault in the list is told, which an untagged enum could not.
+pub enum TextOr<T> {
+    Text(String),
+    List(Vec<T>),
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for TextOr<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextOrSequence<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for TextOrSequence<T> {
+            type Value = TextOr<T>;
+
+            fn expecting(&self, out: &mut fmt::Formatter) -> fmt::Result {
+                out.write_str("a string or a list")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(TextOr::Text(text.to_owned()))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+                let mut list = Vec::new();
+                while let Some(item) = items.next_element()? {
+                    list.push(item);
+                }
+                Ok(TextOr::List(list))
+            }
+        }
+        deserializer.deserialize_any(TextOrSequence(PhantomData))
+    }
 }
 
 /// OpenAI's `stop`: one string or a list.

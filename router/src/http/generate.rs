@@ -430,6 +430,6 @@ pub(super) fn finish_reason(finish: Finish) -> &'static str {
     match finish {
         Finish::Length => "length",
         Finish::EndToken => "eos_token",
-        Finish::StopString => "stop_sequence",
+        Finish::StopString(_) => "stop_sequence",
     }
 }

@@ -13,6 +13,9 @@ mod chat_body;
 mod completion_stream;
 mod completions;
 
+mod messages;
+mod responses;
+
 mod invocations;
 mod kserve;
 mod vertex;
@@ -23,7 +26,9 @@ mod tokenize;
 
 // What they share.
 mod answer;
+mod blocks;
 mod body;
+mod conversation;
 mod errors;
 mod grammar;
 pub mod metrics;
@@ -57,6 +62,7 @@ use crate::telemetry::MetricsHandle;
 use crate::types::{ApiKey, Limits, ModelInfo, Tenant};
 pub use connection::ConnectionLimits;
 use errors::ApiError;
+pub use responses::ResponseStore;
 
 /// Where the server is in its life.
 #[derive(Clone)]
@@ -76,6 +82,7 @@ pub struct App {
     pub limits: Limits,
     /// The default in a `Phase`; whoever asks in a `Ready`.
     pub tenant: Tenant,
+    pub responses: ResponseStore,
 }
 
 pub struct HttpConfig {
@@ -125,6 +132,18 @@ fn router(config: HttpConfig, phase: watch::Receiver<Phase>) -> Result<Router, c
         .route("/generate_stream", post(generate::generate_stream))
         .route("/v1/chat/completions", post(chat::chat))
         .route("/v1/completions", post(completions::completions))
+        .route("/v1/messages", post(messages::create))
+        .route("/v1/messages/count_tokens", post(messages::count_tokens))
+        .route("/v1/responses", post(responses::create))
+        .route(
+            "/v1/responses/{id}",
+            get(responses::retrieve).delete(responses::delete),
+        )
+        .route("/v1/responses/{id}/cancel", post(responses::cancel))
+        .route(
+            "/v1/responses/{id}/input_items",
+            get(responses::input_items),
+        )
         .route("/invocations", post(invocations::invocations))
         .route("/vertex", post(vertex::vertex))
         .route("/tokenize", post(tokenize::tokenize))

@@ -63,27 +63,47 @@ pub struct Identity {
 pub const SYSTEM_FINGERPRINT: &str = concat!(env!("CARGO_PKG_VERSION"), "-native");
 
 impl Identity {
-    /// `prefix` is "chatcmpl" or "cmpl". The name of an unknown model is repeated, although this model answers.
+    /// `prefix` is "chatcmpl" or "cmpl".
     pub fn new(app: &App, prefix: &str, asked_model: Option<String>) -> Self {
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
         Self {
             id: unique_id(prefix),
-            created: since_epoch.map_or(0, |time| time.as_secs()),
-            model: asked_model
-                .filter(|name| name != ANY_MODEL)
-                .unwrap_or_else(|| app.info.model_id.clone()),
+            created: now(),
+            model: answering_model(app, asked_model),
         }
     }
 }
 
-/// Unique in this process by the counter, and across restarts by the random part.
+/// Such as "cmpl-4f21".
 pub fn unique_id(prefix: &str) -> String {
+    format!("{prefix}-{}", unique_suffix())
+}
+
+/// Such as "msg_4f21", as newer routes write them.
+pub fn underscored_id(prefix: &str) -> String {
+    format!("{prefix}_{}", unique_suffix())
+}
+
+/// Unique in this process by the counter, and across restarts by the random part.
+fn unique_suffix() -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let count = NEXT.fetch_add(1, Ordering::Relaxed);
     let random = std::collections::hash_map::RandomState::new()
         .build_hasher()
         .finish();
-    format!("{prefix}-{random:016x}{count:08x}")
+    format!("{random:016x}{count:08x}")
+}
+
+/// Seconds since 1970.
+pub fn now() -> u64 {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
+    since_epoch.map_or(0, |time| time.as_secs())
+}
+
+/// The name that an answer gives its model. The name of an unknown model is repeated, although this model answers.
+pub fn answering_model(app: &App, asked: Option<String>) -> String {
+    asked
+        .filter(|name| name != ANY_MODEL)
+        .unwrap_or_else(|| app.info.model_id.clone())
 }
 
 /// OpenAI samples unless the temperature is 0.
@@ -97,6 +117,6 @@ pub fn sampling(temperature: Option<f64>) -> (SamplingMode, Option<f64>) {
 pub fn finish_reason(finish: Finish) -> &'static str {
     match finish {
         Finish::Length => "length",
-        Finish::EndToken | Finish::StopString => "stop",
+        Finish::EndToken | Finish::StopString(_) => "stop",
     }
 }

@@ -1,5 +1,6 @@
-//! OpenAI's error object for those who read it. The OpenAI routes answer errors in TGI's shape, `{"error": "text", "error_type"}`, because
-//! TGI's clients read that; OpenAI's SDKs announce themselves in every request and look for `error.message`, so they get that.
+//! Errors in the shape that their reader knows. TGI's routes answer `{"error": "text", "error_type"}`, because TGI's clients read that;
+//! OpenAI's SDKs announce themselves in every request and look for `error.message`, so they get OpenAI's object. Routes that TGI never had
+//! answer in the shape of the surface that they belong to, whoever asks.
 
 use axum::Json;
 use axum::body::to_bytes;
@@ -10,6 +11,8 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+
+use super::messages;
 
 /// Every SDK that OpenAI generates sends it, whatever the language.
 const SDK_HEADER: &str = "x-stainless-lang";
@@ -39,27 +42,58 @@ struct ErrorObject {
     code: Option<String>,
 }
 
-/// Rewrites the body of an error, and nothing else of it.
+enum Shape {
+    Tgi,
+    OpenAi,
+    Anthropic,
+}
+
+fn shape(request: &Request) -> Shape {
+    let path = request.uri().path();
+    let of_responses = path == "/v1/responses" || path.starts_with("/v1/responses/");
+    let of_sdk = path.starts_with("/v1/") && request.headers().contains_key(SDK_HEADER);
+    if messages::errors::is_for(path) {
+        Shape::Anthropic
+    } else if of_responses || of_sdk {
+        Shape::OpenAi
+    } else {
+        Shape::Tgi
+    }
+}
+
+/// Rewrites the body of an error, and nothing else of it but what Anthropic calls the status.
 pub async fn for_sdks(request: Request, next: Next) -> Response {
-    let wanted =
-        request.uri().path().starts_with("/v1/") && request.headers().contains_key(SDK_HEADER);
+    let shape = shape(&request);
     let response = next.run(request).await;
     let status = response.status();
-    if !wanted || !(status.is_client_error() || status.is_server_error()) {
+    if matches!(shape, Shape::Tgi) || !(status.is_client_error() || status.is_server_error()) {
         return response;
     }
     let (head, body) = response.into_parts();
     let bytes = to_bytes(body, MAX_ERROR_BYTES).await.unwrap_or_default();
-    let mut rewritten = (status, Json(error_object(status, &bytes))).into_response();
+    let mut rewritten = match shape {
+        Shape::Anthropic => {
+            let (message, _) = told(status, &bytes);
+            let status = messages::errors::status(status);
+            let object = messages::errors::object(status, message);
+            (status, Json(object)).into_response()
+        }
+        _ => (status, Json(error_object(status, &bytes))).into_response(),
+    };
     rewritten.headers_mut().extend(other_headers(head.headers));
     rewritten
 }
 
-fn error_object(status: StatusCode, body: &[u8]) -> OpenAiError {
-    let (message, code) = match serde_json::from_slice::<NativeError>(body) {
+/// The message of an error, and its type where it has one.
+fn told(status: StatusCode, body: &[u8]) -> (String, Option<String>) {
+    match serde_json::from_slice::<NativeError>(body) {
         Ok(native) => (native.error, Some(native.error_type)),
         Err(_) => (plain_message(status, body), None),
-    };
+    }
+}
+
+fn error_object(status: StatusCode, body: &[u8]) -> OpenAiError {
+    let (message, code) = told(status, body);
     OpenAiError {
         error: ErrorObject {
             message,

@@ -66,7 +66,8 @@ pub struct TopToken {
 pub enum Finish {
     Length,
     EndToken,
-    StopString,
+    /// With the index of the stop string that matched.
+    StopString(usize),
 }
 
 /// The text of one sequence, token by token.
@@ -106,15 +107,14 @@ impl SequenceText {
             new_text.push_str(&self.detokenizer.finish());
         }
         let mut released = self.stop.push(&new_text);
-        let finish = if released.matched {
-            Some(Finish::StopString)
-        } else {
-            reason.map(|reason| match reason {
+        let finish = match released.matched {
+            Some(stop_idx) => Some(Finish::StopString(stop_idx)),
+            None => reason.map(|reason| match reason {
                 FinishReason::Length => Finish::Length,
                 FinishReason::EndToken => Finish::EndToken,
-            })
+            }),
         };
-        if finish.is_some() && !released.matched {
+        if finish.is_some() && released.matched.is_none() {
             released.text.push_str(&self.stop.finish());
         }
         let shown = if hidden {
@@ -234,7 +234,7 @@ mod tests {
         let kept = run(&["ia"], true, &IDS, FinishReason::Length);
         assert_eq!(text(&kept), "\u{FFFD}out descrimdia");
         assert_eq!(kept.len(), 5);
-        assert_eq!(kept[4].finish, Some(Finish::StopString));
+        assert_eq!(kept[4].finish, Some(Finish::StopString(0)));
         assert_eq!(kept[4].token.text, "ia");
         let hidden = run(&["ia"], false, &IDS, FinishReason::Length);
         assert_eq!(text(&hidden), "\u{FFFD}out descrimd");

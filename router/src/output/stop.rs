@@ -6,8 +6,8 @@
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Released {
     pub text: String,
-    /// A stop string is complete; nothing more will be released.
-    pub matched: bool,
+    /// The index of the stop string that is complete; nothing more will be released.
+    pub matched: Option<usize>,
 }
 
 pub struct StopStrings {
@@ -23,7 +23,6 @@ pub struct StopStrings {
 impl StopStrings {
     /// With `keep` the stop string itself stays in the text. Empty strings never match.
     pub fn new(stop: Vec<String>, keep: bool) -> Self {
-        let stop: Vec<String> = stop.into_iter().filter(|text| !text.is_empty()).collect();
         Self {
             max_len: stop.iter().map(String::len).max().unwrap_or(0),
             stop,
@@ -36,11 +35,11 @@ impl StopStrings {
     /// The next piece of the text.
     pub fn push(&mut self, piece: &str) -> Released {
         self.recent.push_str(piece);
-        if let Some((start, end)) = self.first_match() {
+        if let Some((start, end, stop_idx)) = self.first_match() {
             let cut = if self.keep { end } else { start };
             return Released {
                 text: self.release_to(cut),
-                matched: true,
+                matched: Some(stop_idx),
             };
         }
         let safe = if self.keep {
@@ -52,7 +51,7 @@ impl StopStrings {
         self.forget_old();
         Released {
             text,
-            matched: false,
+            matched: None,
         }
     }
 
@@ -61,15 +60,17 @@ impl StopStrings {
         self.release_to(self.recent.len())
     }
 
-    /// Start and end of the stop string that is complete first.
-    fn first_match(&self) -> Option<(usize, usize)> {
+    /// Start, end and index of the stop string that is complete first.
+    fn first_match(&self) -> Option<(usize, usize, usize)> {
         self.stop
             .iter()
-            .filter_map(|stop| {
+            .enumerate()
+            .filter(|(_, stop)| !stop.is_empty())
+            .filter_map(|(stop_idx, stop)| {
                 let start = self.recent.find(stop.as_str())?;
-                Some((start, start + stop.len()))
+                Some((start, start + stop.len(), stop_idx))
             })
-            .min_by_key(|&(start, end)| (end, start))
+            .min_by_key(|&(start, end, _)| (end, start))
     }
 
     /// Where the longest end of the text begins that is the beginning of a stop string; the text's length if there is none.
@@ -117,7 +118,7 @@ mod tests {
         for piece in pieces {
             let released = stops.push(piece);
             text.push_str(&released.text);
-            if released.matched {
+            if released.matched.is_some() {
                 return (text, true);
             }
         }
@@ -140,13 +141,20 @@ mod tests {
         assert_eq!(stops.push("a st").text, "a st");
         let released = stops.push("op!");
         assert_eq!(released.text, "op");
-        assert!(released.matched);
+        assert_eq!(released.matched, Some(0));
     }
 
     #[test]
     fn the_stop_string_that_is_complete_first_wins() {
         assert_eq!(run(&["abcd", "bc"], false, &["xabcd"]), ("xa".into(), true));
         assert_eq!(run(&["bc", "abc"], false, &["xabcd"]), ("x".into(), true));
+    }
+
+    #[test]
+    fn the_index_of_the_match_counts_empty_strings_too() {
+        let stop = ["", "zz", "b"].map(str::to_owned).to_vec();
+        let released = StopStrings::new(stop, false).push("abc");
+        assert_eq!(released.matched, Some(2));
     }
 
     #[test]

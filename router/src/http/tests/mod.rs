@@ -5,10 +5,13 @@ mod clouds;
 mod conformance;
 mod kserve;
 mod keys;
+mod cuts;
 mod measures;
+mod messages;
 mod openai_routes;
 mod openapi;
 mod recorded;
+mod responses;
 mod sockets;
 mod streams;
 mod tokens;
@@ -24,7 +27,7 @@ use tower::ServiceExt;
 
 use conformance::Exchange;
 
-use super::{App, ConnectionLimits, HttpConfig, Phase, router};
+use super::{App, ConnectionLimits, HttpConfig, Phase, ResponseStore, router};
 use crate::engine::{EngineHandle, TokenEvent};
 use crate::generation::Generator;
 use crate::generation::scripted::{Greedy, Held, engine};
@@ -133,6 +136,7 @@ fn app(engine: EngineHandle, limits: Limits) -> App {
         }),
         limits,
         tenant: Tenant::default(),
+        responses: ResponseStore::default(),
     }
 }
 

@@ -1,0 +1,69 @@
+//! `/v1/messages`: Anthropic's surface. A conversation in, one message of blocks out, streamed or whole; errors in Anthropic's shape.
+
+mod body;
+mod content;
+mod writer;
+
+pub mod errors;
+
+use axum::Json;
+use axum::response::{IntoResponse, Response};
+use futures::StreamExt;
+use serde::Serialize;
+
+use super::answer::{self, Answer, Step, Usage};
+use super::body::{JsonBody, Object};
+use super::errors::ApiError;
+use super::{App, Ready, metrics, openai, sse};
+use body::MessagesBody;
+use writer::MessageWriter;
+
+pub async fn create(
+    Ready(app): Ready,
+    JsonBody(Object(body)): JsonBody<Object<MessagesBody>>,
+) -> Result<Response, ApiError> {
+    let model = openai::answering_model(&app, body.model.clone());
+    let stop_sequences = body.stop_sequences.clone().unwrap_or_default();
+    let request = body.request().map_err(metrics::refused)?;
+    let streamed = request.streamed;
+    let answer = answer::start(&app, request).await?;
+    let writer = MessageWriter::new(model, stop_sequences, answer.prompt_ids.len());
+    if streamed {
+        let headers = answer::early_headers(&app, answer.prompt_chars);
+        return Ok(sse::respond(headers, Ok(answer.steps), writer));
+    }
+    whole(&app, answer, writer).await
+}
+
+async fn whole(
+    app: &App,
+    mut answer: Answer,
+    mut writer: MessageWriter,
+) -> Result<Response, ApiError> {
+    let mut usage = Usage::default();
+    while let Some(step) = answer.steps.next().await {
+        let step = step?;
+        if let Step::Done(done) = &step {
+            usage = done.clone();
+        }
+        writer.write(step);
+    }
+    let headers = answer::headers(app, answer.prompt_chars, &usage);
+    Ok((headers, Json(writer.into_message())).into_response())
+}
+
+#[derive(Serialize)]
+pub struct TokenCount {
+    input_tokens: usize,
+}
+
+/// As many tokens as the prompt of the same message has.
+pub async fn count_tokens(
+    Ready(app): Ready,
+    JsonBody(Object(body)): JsonBody<Object<MessagesBody>>,
+) -> Result<Json<TokenCount>, ApiError> {
+    let (_, tokens) = app.generator.tokenize(body.prompt()?).await?;
+    Ok(Json(TokenCount {
+        input_tokens: tokens.len(),
+    }))
+}
