@@ -183,6 +183,6 @@ fn build_app(
         info: Arc::new(info),
         limits,
         tenant: Tenant::default(),
-        responses: ResponseStore::default(),
+        responses: Arc::default(),
     })
 }

@@ -214,6 +214,9 @@ pub struct Limits {
 }
 
 #[cfg(test)]
+pub(crate) mod random;
+
+#[cfg(test)]
 pub(crate) mod tests {
     use super::{Limits, Watermark};
 

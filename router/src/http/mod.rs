@@ -82,7 +82,7 @@ pub struct App {
     pub limits: Limits,
     /// The default in a `Phase`; whoever asks in a `Ready`.
     pub tenant: Tenant,
-    pub responses: ResponseStore,
+    pub responses: Arc<ResponseStore>,
 }
 
 pub struct HttpConfig {

@@ -6,6 +6,7 @@ mod conformance;
 mod kserve;
 mod keys;
 mod cuts;
+mod fuzz;
 mod measures;
 mod messages;
 mod openai_routes;
@@ -136,7 +137,7 @@ fn app(engine: EngineHandle, limits: Limits) -> App {
         }),
         limits,
         tenant: Tenant::default(),
-        responses: ResponseStore::default(),
+        responses: Arc::default(),
     }
 }
 
