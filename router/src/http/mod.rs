@@ -171,7 +171,7 @@ fn router(config: HttpConfig, phase: watch::Receiver<Phase>) -> Result<Router, c
             "/v2/models/{model_name}/versions/{model_version}/infer",
             post(kserve::infer),
         )
-        .merge(openapi::routes(config.api_key.is_some()))
+        .merge(openapi::routes(!config.api_keys.borrow().is_empty()))
         .layer(DefaultBodyLimit::max(config.payload_limit_bytes))
         .layer(CatchPanicLayer::custom(errors::panicked));
     if !config.api_keys.borrow().is_empty() {

@@ -81,7 +81,7 @@ async fn what_is_wrong_with_an_inference_is_told() {
 #[tokio::test]
 async fn health_is_told_without_a_key_and_readiness_is_true() {
     let server = greedy_with(Options {
-        api_key: Some("Sekret-Key"),
+        api_keys: vec![("one", "Sekret-Key")],
         ..Options::default()
     });
     let live = json!({"live": true});

@@ -135,7 +135,7 @@ async fn an_error_is_the_last_event_of_a_stream() {
 #[tokio::test]
 async fn errors_have_anthropics_shape_whoever_found_them() {
     let options = Options {
-        api_key: Some("secret"),
+        api_keys: vec![("one", "secret")],
         ..Options::default()
     };
     let locked = greedy_with(options).post(PATH, &hello(json!({}))).await;

@@ -28,7 +28,7 @@ use tower::ServiceExt;
 
 use conformance::Exchange;
 
-use super::{App, ConnectionLimits, HttpConfig, Phase, ResponseStore, router};
+use super::{App, ConnectionLimits, HttpConfig, Phase, router};
 use crate::engine::{EngineHandle, TokenEvent};
 use crate::generation::Generator;
 use crate::generation::scripted::{Greedy, Held, engine};

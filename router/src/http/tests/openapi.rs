@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::*;
 
 async fn document(options: Options) -> Value {
-    let key = options.api_key.unwrap_or_default();
+    let key = options.api_keys.first().map_or("", |(_, key)| *key);
     let request =
         Request::get("/api-doc/openapi.json").header("authorization", format!("Bearer {key}"));
     let reply = greedy_with(options)
@@ -50,7 +50,7 @@ async fn keys_are_described_where_one_is_set_and_not_for_health() {
     assert!(open["components"]["securitySchemes"].is_null());
     assert!(open["paths"]["/generate"]["post"]["responses"]["401"].is_null());
     let guarded = document(Options {
-        api_key: Some("Sekret-Key"),
+        api_keys: vec![("one", "Sekret-Key")],
         ..Options::default()
     })
     .await;
@@ -62,7 +62,7 @@ async fn keys_are_described_where_one_is_set_and_not_for_health() {
 #[tokio::test]
 async fn the_page_and_the_document_need_the_key_where_one_is_set() {
     let guarded = greedy_with(Options {
-        api_key: Some("Sekret-Key"),
+        api_keys: vec![("one", "Sekret-Key")],
         ..Options::default()
     });
     for path in [
@@ -201,7 +201,7 @@ async fn the_answer_to_a_late_body_is_described() {
 async fn every_way_to_send_a_key_that_is_described_is_accepted() {
     let key = "Sekret-Key";
     let options = || Options {
-        api_key: Some(key),
+        api_keys: vec![("one", key)],
         ..Options::default()
     };
     let document = document(options()).await;
