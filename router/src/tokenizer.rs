@@ -40,6 +40,8 @@ pub struct NamedTemplate {
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     special_ids: HashSet<u32>,
+    /// Those beside the model's own vocabulary, special or not.
+    added_ids: HashSet<u32>,
     /// "bos_token", "eos_token" and so on, with their text.
     special_names: Vec<(String, String)>,
     end_token_ids: Vec<u32>,
@@ -86,6 +88,7 @@ impl Tokenizer {
                 .filter(|(_, token)| token.special)
                 .map(|(id, _)| *id)
                 .collect(),
+            added_ids: inner.get_added_tokens_decoder().into_keys().collect(),
             special_names,
             end_token_ids,
             chat_templates,
@@ -125,6 +128,16 @@ impl Tokenizer {
         self.inner
             .decode(ids, skip_special_tokens)
             .unwrap_or_default()
+    }
+
+    /// The entry is its text, and not spelled as the others are.
+    pub fn is_added(&self, id: u32) -> bool {
+        self.added_ids.contains(&id)
+    }
+
+    /// For libraries that work on it.
+    pub fn inner(&self) -> &tokenizers::Tokenizer {
+        &self.inner
     }
 
     pub fn is_special(&self, id: u32) -> bool {

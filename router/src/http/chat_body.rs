@@ -6,6 +6,7 @@ use serde::Deserialize;
 use utoipa::ToSchema;
 
 use super::body::{LogitBias, Object, OneOrMany};
+use super::grammar::AnswerFormat;
 use super::openai::{self, StreamOptions};
 use super::openapi::described::{self, AnyFormat};
 use crate::input::ValidationError;
@@ -73,7 +74,7 @@ pub struct ChatBody {
     min_p: Option<f64>,
     /// What the content of the answer must be.
     #[schema(value_type = Option<AnyFormat>)]
-    response_format: Option<Object<ResponseFormat>>,
+    response_format: Option<AnswerFormat>,
     /// What the model may call.
     #[schema(value_type = Option<Vec<described::Tool>>)]
     tools: Option<Vec<Value>>,
@@ -91,12 +92,6 @@ pub struct ChatBody {
     /// Further variables of the chat template.
     #[schema(value_type = Option<Object>)]
     chat_template_kwargs: Option<Value>,
-}
-
-#[derive(Deserialize)]
-struct ResponseFormat {
-    #[serde(rename = "type")]
-    kind: String,
 }
 
 /// A message has content, or calls of tools.
@@ -214,9 +209,8 @@ pub fn request(body: ChatBody, streamed: bool) -> Result<Request, ValidationErro
     if !no_tools {
         return Err(ValidationError::Unsupported("tools"));
     }
-    if matches!(&body.response_format, Some(Object(format)) if format.kind != "text") {
-        return Err(ValidationError::Unsupported("response_format"));
-    }
+    let format = body.response_format.map(AnswerFormat::into_grammar);
+    let grammar = format.transpose()?.flatten();
     let mut chat = conversation(body.messages);
     if let Some(documents) = body.documents {
         let documents = documents.into_iter().collect();
@@ -258,7 +252,7 @@ pub fn request(body: ChatBody, streamed: bool) -> Result<Request, ValidationErro
         streamed,
         keep_stop_text: false,
         parameters,
-        grammar: None,
+        grammar,
     })
 }
 

@@ -13,8 +13,9 @@ use super::answer::{self, Collected, CollectedSequence, Usage};
 use super::body::{JsonBody, Object};
 use super::errors::ApiError;
 use super::generate_stream::{StreamResponse, stream};
+use super::grammar::AnswerFormat;
 use super::openapi::TAG;
-use super::openapi::described::{CompatGenerateRequest, FinishReason, GrammarType};
+use super::openapi::described::{AnyFormat, CompatGenerateRequest, FinishReason};
 use super::openapi::refusals::{OfBodies, OfGenerations};
 use super::{App, Ready, metrics};
 use crate::input::ValidationError;
@@ -36,7 +37,6 @@ pub struct GenerateBody {
 
 /// How an answer is made and what is told of it. `null` is the same as absent.
 #[derive(Clone, Default, Deserialize, ToSchema)]
-#[serde(default)]
 pub struct GenerateParameters {
     /// Generate so many answers and give the one whose tokens are likeliest on average. Needs sampling, and no `seed`.
     #[schema(minimum = 1)]
@@ -96,8 +96,8 @@ pub struct GenerateParameters {
     /// Tell so many of the likeliest tokens at each place.
     top_n_tokens: Option<u32>,
     /// What the answer must be.
-    #[schema(value_type = Option<GrammarType>)]
-    grammar: Option<serde_json::Value>,
+    #[schema(value_type = Option<AnyFormat>)]
+    grammar: Option<AnswerFormat>,
     /// An adapter that was loaded with the model.
     adapter_id: Option<String>,
 }
@@ -212,7 +212,6 @@ pub(super) fn request(
         None => without_parameters(),
     };
     for (name, asked) in [
-        ("grammar", given.grammar.is_some()),
         ("adapter_id", given.adapter_id.is_some()),
         ("watermark", given.watermark.unwrap_or(false)),
     ] {
@@ -220,6 +219,8 @@ pub(super) fn request(
             return Err(ValidationError::Unsupported(name));
         }
     }
+    let format = given.grammar.map(AnswerFormat::into_grammar);
+    let grammar = format.transpose()?.flatten();
     let form = Form {
         details: given.details.unwrap_or(false),
         prefix: if given.return_full_text.unwrap_or(false) {
@@ -260,7 +261,7 @@ pub(super) fn request(
         streamed,
         keep_stop_text: true,
         parameters,
-        grammar: None,
+        grammar,
     };
     Ok((form, request))
 }

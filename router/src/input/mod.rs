@@ -15,8 +15,9 @@ use scheduler::SequenceSpec;
 use scheduler::plan::SamplingParameters;
 use tokio::sync::Semaphore;
 
+use crate::grammar::{Constraint, GrammarCompiler};
 use crate::tokenizer::{TokenSpan, Tokenizer};
-use crate::types::{Limits, Prompt, Request};
+use crate::types::{Grammar, Limits, Prompt, Request};
 use chat_template::ChatTemplates;
 use prompt::Rendered;
 
@@ -30,6 +31,7 @@ pub struct ValidRequest {
     pub max_new_tokens: u32,
     pub stop: Vec<String>,
     pub keep_stop_text: bool,
+    constraint: Option<Constraint>,
     end_token_ids: Vec<u32>,
     /// Of the first sequence; the others count its seed up.
     sampling: SamplingParameters,
@@ -40,6 +42,13 @@ impl ValidRequest {
     pub fn seed(&self, sequence_idx: usize) -> Option<u64> {
         let seed = self.sampling.seed.wrapping_add(sequence_idx as u64);
         self.sampling.do_sample.then_some(seed)
+    }
+
+    /// What the tokens of that sequence must obey.
+    pub fn constraint(&self, _sequence_idx: usize) -> Option<Constraint> {
+        self.constraint
+            .as_ref()
+            .map(Constraint::for_another_sequence)
     }
 
     pub fn sequence(&self, sequence_idx: usize) -> SequenceSpec {
@@ -70,6 +79,7 @@ pub enum InputError {
 pub struct Validator {
     tokenizer: Arc<Tokenizer>,
     templates: ChatTemplates,
+    grammars: GrammarCompiler,
     limits: Limits,
     vocab_size: u32,
     workers: Arc<Semaphore>,
@@ -79,6 +89,7 @@ impl Validator {
     /// `vocab_size` is the model's: every token id that leaves here is below it.
     pub fn new(tokenizer: Arc<Tokenizer>, limits: Limits, vocab_size: u32) -> Self {
         Self {
+            grammars: GrammarCompiler::new(tokenizer.clone(), vocab_size),
             templates: ChatTemplates::new(tokenizer.chat_templates(), tokenizer.special_names()),
             tokenizer,
             limits,
@@ -137,6 +148,7 @@ impl Validator {
         let limits = &self.limits;
         let end_token_ids = self.tokenizer.end_token_ids();
         let mut checked = parameters::check(&request, limits, self.vocab_size, end_token_ids)?;
+        let constraint = self.constraint(request.grammar.as_ref())?;
         let (prompt_ids, prompt_chars) = match prompt::render(request.prompt, &self.templates)? {
             Rendered::TokenIds(ids) => {
                 let ids = prompt::check_ids(ids, checked.truncate, self.vocab_size)?;
@@ -150,7 +162,15 @@ impl Validator {
         };
         let max_new_tokens = prompt::check_lengths(prompt_ids.len(), &checked, limits)?;
         // `check_lengths` saw that it is not above `max_new_tokens`.
-        checked.sampling.min_new_tokens = checked.min_new_tokens as u32;
+        let min_new_tokens = checked.min_new_tokens as u32;
+        let constraint = match constraint {
+            // The grammar has the last word: it may leave nothing but an end token.
+            Some(constraint) => Some(constraint.with_min_new_tokens(min_new_tokens)?),
+            None => {
+                checked.sampling.min_new_tokens = min_new_tokens;
+                None
+            }
+        };
         Ok(ValidRequest {
             prompt_ids: prompt_ids.into(),
             prompt_chars,
@@ -158,9 +178,18 @@ impl Validator {
             max_new_tokens,
             stop: checked.stop,
             keep_stop_text: request.keep_stop_text,
+            constraint,
             end_token_ids: checked.end_token_ids,
             sampling: checked.sampling,
         })
+    }
+
+    fn constraint(&self, grammar: Option<&Grammar>) -> Result<Option<Constraint>, ValidationError> {
+        match grammar {
+            None => Ok(None),
+            Some(_) if !self.limits.grammar_support => Err(ValidationError::NoGrammars),
+            Some(grammar) => Ok(Some(self.grammars.compile(grammar)?)),
+        }
     }
 
     fn tokenize_now(&self, prompt: Prompt) -> Result<(String, Vec<TokenSpan>), ValidationError> {
