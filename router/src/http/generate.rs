@@ -15,7 +15,7 @@ use super::errors::ApiError;
 use super::generate_stream::{StreamResponse, stream};
 use super::grammar::AnswerFormat;
 use super::openapi::TAG;
-use super::openapi::described::{CompatGenerateRequest, FinishReason, GrammarType};
+use super::openapi::described::{AnyFormat, CompatGenerateRequest, FinishReason};
 use super::openapi::refusals::{OfBodies, OfGenerations};
 use super::{App, Ready, metrics};
 use crate::input::ValidationError;
@@ -37,7 +37,6 @@ pub struct GenerateBody {
 
 /// How an answer is made and what is told of it. `null` is the same as absent.
 #[derive(Clone, Default, Deserialize, ToSchema)]
-#[serde(default)]
 pub struct GenerateParameters {
     /// Generate so many answers and give the one whose tokens are likeliest on average. Needs sampling, and no `seed`.
     #[schema(minimum = 1)]
@@ -97,7 +96,7 @@ pub struct GenerateParameters {
     /// Tell so many of the likeliest tokens at each place.
     top_n_tokens: Option<u32>,
     /// What the answer must be.
-    #[schema(value_type = Option<GrammarType>)]
+    #[schema(value_type = Option<AnyFormat>)]
     grammar: Option<AnswerFormat>,
     /// An adapter that was loaded with the model.
     adapter_id: Option<String>,

@@ -53,6 +53,10 @@ pub enum GrammarType {
     JsonObject(Value),
     /// A text that this regular expression matches as a whole.
     Regex(String),
+    /// One of these texts.
+    Choice(Vec<String>),
+    /// A text of this grammar in Lark's language, as llguidance reads it.
+    Lark(String),
     /// A JSON value that the schema accepts.
     JsonSchema(JsonSchemaConfig),
 }
