@@ -99,7 +99,9 @@ impl Generator {
             let tokens = self.engine.submit(valid.sequence(idx))?;
             let stop = valid.stop.clone();
             let tokenizer = self.tokenizer.clone();
-            let text = SequenceText::new(tokenizer, &valid.prompt_ids, stop, valid.keep_stop_text);
+            let format = valid.message_format.clone();
+            let keep = valid.keep_stop_text;
+            let text = SequenceText::new(tokenizer, &valid.prompt_ids, stop, keep, format);
             sequences.push(follow(idx, tokens, text));
         }
         Ok(GenerationStream {

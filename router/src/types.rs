@@ -1,5 +1,7 @@
 //! Plain types that several modules of the router share. No logic, no JSON, no protobuf.
 
+pub mod message_format;
+
 /// What a client asks for, whatever the route. Nothing is checked yet: numbers are as wide as clients can type them.
 #[derive(Debug)]
 pub struct Request {
@@ -57,6 +59,8 @@ pub struct ToolUse {
     pub choice: ToolChoice,
     /// More than one call in an answer.
     pub parallel: bool,
+    /// What the model is told about calling, in place of our words.
+    pub prompt: Option<String>,
 }
 
 #[derive(Clone, Debug)]

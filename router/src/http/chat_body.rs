@@ -5,6 +5,7 @@ use minijinja::value::ValueKind;
 use serde::Deserialize;
 
 use super::body::{LogitBias, Object, OneOrMany};
+use super::chat_tools::{self, ToolBody, ToolChoiceBody, ToolFields};
 use super::openai::{self, StreamOptions};
 use crate::input::ValidationError;
 use crate::types::{Chat, Parameters, Prompt, Request};
@@ -34,8 +35,14 @@ pub struct ChatBody {
     top_k: Option<i32>,
     min_p: Option<f64>,
     response_format: Option<Object<ResponseFormat>>,
-    tools: Option<Vec<Value>>,
-    tool_choice: Option<Value>,
+    pub tools: Option<Vec<ToolBody>>,
+    tool_choice: Option<ToolChoiceBody>,
+    tool_prompt: Option<String>,
+    parallel_tool_calls: Option<bool>,
+    /// How much a model should think, for templates that know the word.
+    reasoning_effort: Option<String>,
+    /// Most tokens of reasoning.
+    thinking_budget: Option<u64>,
     documents: Option<Vec<Value>>,
     /// Further variables of the template.
     chat_template_kwargs: Option<Value>,
@@ -63,6 +70,7 @@ struct TypedMessage {
     name: Option<String>,
     tool_calls: Option<Value>,
     tool_call_id: Option<String>,
+    reasoning_content: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -107,8 +115,15 @@ impl TryFrom<TypedMessage> for Message {
         }
         let others = [
             ("name", typed.name.map(Value::from)),
-            ("tool_calls", typed.tool_calls),
+            (
+                "tool_calls",
+                typed.tool_calls.map(chat_tools::with_arguments_as_objects),
+            ),
             ("tool_call_id", typed.tool_call_id.map(Value::from)),
+            (
+                "reasoning_content",
+                typed.reasoning_content.map(Value::from),
+            ),
         ];
         Ok(Self {
             role: typed.role,
@@ -135,7 +150,7 @@ impl From<Message> for Value {
 }
 
 /// The conversation as the template sees it. A final message of the assistant is continued.
-pub fn conversation(messages: Vec<Object<Message>>) -> Chat {
+fn conversation(messages: Vec<Object<Message>>) -> Chat {
     let last = messages.last().map(|Object(message)| message);
     let continue_final = last
         .filter(|message| message.role == "assistant")
@@ -152,22 +167,42 @@ pub fn conversation(messages: Vec<Object<Message>>) -> Chat {
     }
 }
 
-pub fn request(body: ChatBody, streamed: bool) -> Result<Request, ValidationError> {
-    let no_tools = body.tools.as_ref().is_none_or(Vec::is_empty)
-        || body.tool_choice.as_ref().and_then(Value::as_str) == Some("none");
-    if !no_tools {
+impl ChatBody {
+    /// What the template is given, which is taken from the body.
+    pub fn take_chat(&mut self) -> Result<Chat, ValidationError> {
+        let mut chat = conversation(std::mem::take(&mut self.messages));
+        let tools = ToolFields {
+            tools: self.tools.take(),
+            choice: self.tool_choice.take(),
+            parallel: self.parallel_tool_calls,
+            prompt: self.tool_prompt.take(),
+        };
+        chat.tools = tools.into_use()?;
+        chat.reasoning_budget = self.thinking_budget;
+        let documents = self.documents.take().map(Value::from_iter);
+        let effort = self.reasoning_effort.take().map(Value::from);
+        let own = [("documents", documents), ("reasoning_effort", effort)];
+        for (name, value) in own {
+            let value = value.map(|value| (name.to_owned(), value));
+            chat.variables.extend(value);
+        }
+        let given = template_variables(self.chat_template_kwargs.take())?;
+        chat.variables.extend(given);
+        Ok(chat)
+    }
+}
+
+pub fn request(mut body: ChatBody, streamed: bool) -> Result<Request, ValidationError> {
+    let chat = body.take_chat()?;
+    if chat.tools.is_some() {
         return Err(ValidationError::Unsupported("tools"));
+    }
+    if chat.reasoning_budget.is_some() {
+        return Err(ValidationError::Unsupported("thinking_budget"));
     }
     if matches!(&body.response_format, Some(Object(format)) if format.kind != "text") {
         return Err(ValidationError::Unsupported("response_format"));
     }
-    let mut chat = conversation(body.messages);
-    if let Some(documents) = body.documents {
-        let documents = documents.into_iter().collect();
-        chat.variables.push(("documents".to_owned(), documents));
-    }
-    chat.variables
-        .extend(template_variables(body.chat_template_kwargs)?);
     let (mode, temperature) = openai::sampling(body.temperature);
     let parameters = Parameters {
         mode,

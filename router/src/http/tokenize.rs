@@ -5,7 +5,7 @@ use axum::Json;
 use serde::{Deserialize, Serialize};
 
 use super::body::{JsonBody, Object};
-use super::chat_body::{self, ChatBody};
+use super::chat_body::ChatBody;
 use super::errors::ApiError;
 use super::{App, Ready};
 use crate::tokenizer::TokenSpan;
@@ -42,9 +42,9 @@ pub async fn tokenize(
 
 pub async fn chat_tokenize(
     Ready(app): Ready,
-    JsonBody(Object(body)): JsonBody<Object<ChatBody>>,
+    JsonBody(Object(mut body)): JsonBody<Object<ChatBody>>,
 ) -> Result<Json<ChatTokens>, ApiError> {
-    let chat = chat_body::conversation(body.messages);
+    let chat = body.take_chat()?;
     let (tokenize_response, templated_text) = tokens(&app, Prompt::Chat(chat)).await?;
     Ok(Json(ChatTokens {
         tokenize_response,

@@ -7,9 +7,11 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, from_args};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 
-use super::{ValidationError, python};
+use super::template_traits::TemplateTraits;
+use super::{ValidationError, python, tool_prompt};
 use crate::tokenizer::NamedTemplate;
-use crate::types::Chat;
+use crate::types::message_format::{CallFormat, MessageFormat};
+use crate::types::{Chat, Tool};
 
 /// Template instructions for one prompt. A chat of a thousand messages takes some hundred thousand.
 const FUEL: u64 = 10_000_000;
@@ -19,8 +21,14 @@ const MAX_OUTPUT_BYTES: usize = 16 << 20;
 pub struct ChatTemplates {
     environment: Environment<'static>,
     /// `Err` where a template does not compile: chats are then refused with the reason.
-    names: Result<Vec<String>, String>,
+    names: Result<Vec<(String, TemplateTraits)>, String>,
     special_names: Vec<(String, String)>,
+}
+
+/// A chat written out, and how its answer is to be read.
+pub struct RenderedChat {
+    pub text: String,
+    pub message_format: MessageFormat,
 }
 
 impl ChatTemplates {
@@ -31,7 +39,11 @@ impl ChatTemplates {
             let source = without_generation_tags(&template.source);
             environment
                 .add_template_owned(template.name.clone(), source)
-                .map(|()| template.name.clone())
+                .map(|()| {
+                    let (name, source) = (&template.name, &template.source);
+                    let traits = TemplateTraits::new(&environment, name, source);
+                    (name.clone(), traits)
+                })
                 .map_err(|error| format!("does not compile: {}", explain(&error)))
         };
         let names = templates.iter().map(&mut compile).collect();
@@ -46,9 +58,9 @@ impl ChatTemplates {
     }
 
     /// The prompt of a chat: the answer's beginning is asked for, or the final assistant message is left open.
-    pub fn render(&self, chat: &Chat) -> Result<String, ValidationError> {
+    pub fn render(&self, chat: &Chat) -> Result<RenderedChat, ValidationError> {
         let refused = |reason: String| ValidationError::ChatTemplate(reason);
-        let name = self.choose(chat)?;
+        let (name, traits) = self.choose(chat)?;
         let template = self
             .environment
             .get_template(name)
@@ -62,11 +74,13 @@ impl ChatTemplates {
             .variables
             .iter()
             .map(|(name, value)| (name.as_str(), value.clone()));
+        let (messages, tools) = tool_prompt::apply(&chat.messages, chat.tools.as_ref(), traits);
+        let tools = tools.map(|tools| ("tools", tools));
         let own = [
-            ("messages", chat.messages.clone()),
+            ("messages", Value::from(messages)),
             ("add_generation_prompt", Value::from(add_generation_prompt)),
         ];
-        let context = Value::from_pairs(special.chain(given).chain(own));
+        let context = Value::from_pairs(special.chain(given).chain(own).chain(tools));
         let mut output = Capped(Vec::new());
         template
             .render_captured_to(context, &mut output)
@@ -75,20 +89,43 @@ impl ChatTemplates {
         if let Some(message) = &chat.continue_final {
             cut_after(&mut text, message.trim())?;
         }
-        Ok(text)
+        Ok(RenderedChat {
+            message_format: message_format(chat, traits, &text),
+            text,
+        })
     }
 
-    fn choose(&self, chat: &Chat) -> Result<&str, ValidationError> {
+    fn choose(&self, chat: &Chat) -> Result<&(String, TemplateTraits), ValidationError> {
         let names = self
             .names
             .as_ref()
             .map_err(|reason| ValidationError::ChatTemplate(reason.clone()))?;
-        let has_tools = chat.variables.iter().any(|(name, _)| name == "tools");
+        let has_tools =
+            chat.tools.is_some() || chat.variables.iter().any(|(name, _)| name == "tools");
         let wanted = if has_tools { "tool_use" } else { "default" };
         [wanted, "default"]
             .into_iter()
-            .find(|wanted| names.iter().any(|name| name == wanted))
+            .find_map(|wanted| names.iter().find(|(name, _)| name == wanted))
             .ok_or(ValidationError::NoChatTemplate)
+    }
+}
+
+/// Some templates open the reasoning themselves.
+fn message_format(chat: &Chat, traits: &TemplateTraits, prompt: &str) -> MessageFormat {
+    let reasoning = traits.reasoning.map(|mut reasoning| {
+        reasoning.opened_by_prompt = match &chat.continue_final {
+            Some(said) => said.rfind(reasoning.start) > said.rfind(reasoning.end),
+            None => prompt.trim_end().ends_with(reasoning.start),
+        };
+        reasoning
+    });
+    let name = |tool: &Tool| tool.name.clone();
+    MessageFormat {
+        reasoning,
+        calls: chat.tools.as_ref().map(|tools| CallFormat {
+            format: traits.tool_format,
+            names: tools.tools.iter().map(name).collect(),
+        }),
     }
 }
 

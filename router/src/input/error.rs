@@ -82,6 +82,8 @@ pub enum ValidationError {
     ChatTemplate(String),
     #[error("tokenizer error {0}")]
     Tokenizer(String),
+    #[error("Tool with name {0} not found")]
+    ToolNotFound(String),
     #[error("{0}")]
     Invalid(String),
 }

@@ -6,6 +6,8 @@ mod error;
 mod parameters;
 mod prompt;
 mod python;
+mod template_traits;
+mod tool_prompt;
 
 pub use error::ValidationError;
 
@@ -16,7 +18,8 @@ use scheduler::plan::SamplingParameters;
 use tokio::sync::Semaphore;
 
 use crate::tokenizer::{TokenSpan, Tokenizer};
-use crate::types::{Limits, Prompt, Request};
+use crate::types::message_format::MessageFormat;
+use crate::types::{Limits, Prompt, Request, ToolUse};
 use chat_template::ChatTemplates;
 use prompt::Rendered;
 
@@ -30,6 +33,10 @@ pub struct ValidRequest {
     pub max_new_tokens: u32,
     pub stop: Vec<String>,
     pub keep_stop_text: bool,
+    /// How the answer's text becomes a message.
+    pub message_format: MessageFormat,
+    /// What may be called, in the format's form.
+    pub tools: Option<ToolUse>,
     end_token_ids: Vec<u32>,
     /// Of the first sequence; the others count its seed up.
     sampling: SamplingParameters,
@@ -137,6 +144,11 @@ impl Validator {
         let limits = &self.limits;
         let end_token_ids = self.tokenizer.end_token_ids();
         let mut checked = parameters::check(&request, limits, self.vocab_size, end_token_ids)?;
+        let tools = match &request.prompt {
+            Prompt::Chat(chat) => chat.tools.clone(),
+            Prompt::Text(_) | Prompt::TokenIds(_) => None,
+        };
+        let mut message_format = MessageFormat::default();
         let (prompt_ids, prompt_chars) = match prompt::render(request.prompt, &self.templates)? {
             Rendered::TokenIds(ids) => {
                 let ids = prompt::check_ids(ids, checked.truncate, self.vocab_size)?;
@@ -145,6 +157,7 @@ impl Validator {
             }
             Rendered::Text(text) => {
                 let ids = prompt::tokenize(&text, checked.truncate, &self.tokenizer, limits)?;
+                message_format = text.message_format;
                 (ids, text.text.chars().count())
             }
         };
@@ -158,6 +171,8 @@ impl Validator {
             max_new_tokens,
             stop: checked.stop,
             keep_stop_text: request.keep_stop_text,
+            message_format,
+            tools,
             end_token_ids: checked.end_token_ids,
             sampling: checked.sampling,
         })

@@ -25,7 +25,11 @@ fn chat(json: &str, continue_final: Option<&str>) -> Chat {
 }
 
 fn render(source: &str) -> Result<String, ValidationError> {
-    templates(source).render(&chat("[]", None))
+    rendered(source, &chat("[]", None))
+}
+
+fn rendered(source: &str, chat: &Chat) -> Result<String, ValidationError> {
+    templates(source).render(chat).map(|rendered| rendered.text)
 }
 
 fn error(source: &str) -> String {
@@ -58,7 +62,7 @@ fn templates_render_as_transformers_renders_them() {
             tools: None,
             reasoning_budget: None,
         };
-        let rendered = templates(&case.template).render(&chat);
+        let rendered = rendered(&case.template, &chat);
         assert_eq!(rendered, Ok(case.rendered), "{name}");
     }
 }
@@ -67,7 +71,7 @@ fn templates_render_as_transformers_renders_them() {
 fn the_final_assistant_message_is_left_open_and_trimmed() {
     let messages =
         r#"[{"role": "user", "content": "a"}, {"role": "assistant", "content": "The answer is "}]"#;
-    let rendered = templates(CHATML).render(&chat(messages, Some("The answer is ")));
+    let rendered = rendered(CHATML, &chat(messages, Some("The answer is ")));
     assert_eq!(
         rendered.unwrap(),
         "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nThe answer is"
@@ -96,8 +100,8 @@ fn a_template_that_writes_too_much_is_stopped() {
 fn a_template_that_does_not_compile_refuses_chats_only() {
     assert!(error("{% if %}").contains("does not compile"));
     assert_eq!(
-        ChatTemplates::new(&[], &[]).render(&chat("[]", None)),
-        Err(ValidationError::NoChatTemplate)
+        ChatTemplates::new(&[], &[]).render(&chat("[]", None)).err(),
+        Some(ValidationError::NoChatTemplate)
     );
 }
 
@@ -115,7 +119,7 @@ fn clients_variables_do_not_replace_the_messages() {
         ("messages".into(), Value::from("b")),
         ("enable_thinking".into(), Value::from(false)),
     ];
-    let rendered = templates("{{ messages[0].content }}{{ enable_thinking }}").render(&given);
+    let rendered = rendered("{{ messages[0].content }}{{ enable_thinking }}", &given);
     assert_eq!(rendered.unwrap(), "aFalse");
 }
 
