@@ -11,6 +11,7 @@ use futures::stream::{SelectAll, Stream, StreamExt, unfold};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::engine::{EngineError, EngineHandle, TokenEvent, TokenStream};
+use crate::grammar::GrammarError;
 use crate::input::{InputError, ValidationError, Validator};
 use crate::output::{SequenceText, TextDelta};
 use crate::tokenizer::{TokenSpan, Tokenizer};
@@ -96,7 +97,9 @@ impl Generator {
         let submitted_at = Instant::now();
         let mut sequences = SelectAll::new();
         for idx in 0..valid.num_sequences {
-            let tokens = self.engine.submit(valid.sequence(idx))?;
+            let tokens = self
+                .engine
+                .submit(valid.sequence(idx), valid.constraint(idx))?;
             let stop = valid.stop.clone();
             let tokenizer = self.tokenizer.clone();
             let format = valid.message_format.clone();
@@ -200,6 +203,7 @@ fn follow(idx: usize, tokens: TokenStream, text: SequenceText) -> SequenceStream
 impl From<InputError> for GenerateError {
     fn from(error: InputError) -> Self {
         match error {
+            InputError::Invalid(ValidationError::Grammar(GrammarError::Busy)) => Self::Overloaded,
             InputError::Invalid(error) => Self::Validation(error),
             InputError::Panicked => Self::Internal(error.to_string()),
         }

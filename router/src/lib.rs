@@ -10,6 +10,7 @@ mod supervision;
 pub mod config;
 pub mod engine;
 pub mod generation;
+pub mod grammar;
 pub mod http;
 pub mod input;
 pub mod output;

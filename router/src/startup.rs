@@ -130,7 +130,7 @@ async fn prepare_shards(
         "the shards are prepared"
     );
     Ok(PreparedShards {
-        streams: group.run(info.vocab_size),
+        streams: group.run(info.vocab_size, parameters.max_batch_size),
         info,
         limits,
         kv_cache,

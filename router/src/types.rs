@@ -2,6 +2,8 @@
 
 pub mod message_format;
 
+use std::sync::Arc;
+
 /// What a client asks for, whatever the route. Nothing is checked yet: numbers are as wide as clients can type them.
 #[derive(Debug)]
 pub struct Request {
@@ -35,6 +37,16 @@ pub enum Prompt {
     Text(String),
     TokenIds(Vec<u32>),
     Chat(Chat),
+}
+
+impl Prompt {
+    /// What the model may call.
+    pub fn tools(&self) -> Option<&ToolUse> {
+        match self {
+            Self::Chat(chat) => chat.tools.as_ref(),
+            Self::Text(_) | Self::TokenIds(_) => None,
+        }
+    }
 }
 
 /// A conversation for the model's chat template.
@@ -120,6 +132,27 @@ pub struct Parameters {
     pub prompt_logprobs: bool,
 }
 
+/// Which tokens may come next: one bit for each token id, lowest bit first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenMask(Arc<[u32]>);
+
+impl TokenMask {
+    /// Every token.
+    pub fn any() -> Self {
+        Self(Arc::default())
+    }
+
+    /// `words` cover the vocabulary.
+    pub fn new(words: &[u32]) -> Self {
+        Self(words.into())
+    }
+
+    /// The words; none where every token is allowed.
+    pub fn words(&self) -> &[u32] {
+        &self.0
+    }
+}
+
 /// The loaded model, as the shards and the model folder describe it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelInfo {
@@ -156,6 +189,8 @@ pub struct Limits {
     pub max_batch_total_tokens: u32,
     pub max_batch_size: u32,
     pub enable_prefill_logprobs: bool,
+    /// Requests may have a grammar.
+    pub grammar_support: bool,
     pub validation_workers: usize,
 }
 
@@ -178,6 +213,7 @@ pub(crate) mod tests {
             max_batch_total_tokens: 4096,
             max_batch_size: 16,
             enable_prefill_logprobs: false,
+            grammar_support: true,
             validation_workers: 2,
         }
     }

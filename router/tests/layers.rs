@@ -11,12 +11,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The modules from top to bottom; those on one line do not see each other. Files of `lib`'s own level start and stop the process.
-const LAYERS: [&[&str]; 7] = [
+const LAYERS: [&[&str]; 8] = [
     &["lib"],
     &["config"],
     &["http"],
     &["generation"],
-    &["input", "grammar", "engine", "output"],
+    &["input", "engine", "output"],
+    &["grammar"],
     &["tokenizer", "shard"],
     &["types", "telemetry"],
 ];

@@ -50,6 +50,7 @@ class Row:
     sequence_id: int
     num_scheduled_tokens: int
     new_block_ids: tuple[int, ...] = ()
+    masked: bool = False  # the token sampled in this step is chosen under a mask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +61,8 @@ class StepPlan:
     forget: tuple[int, ...] = ()  # dropped before anything else
     new_sequences: tuple[NewSequence, ...] = ()
     rows: tuple[Row, ...] = ()  # in batch order, new sequences included
+    # Of masked rows: (sequence id, one bit for each token it may sample; empty: any). Others follow while the step computes.
+    masks: tuple[tuple[int, bytes], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

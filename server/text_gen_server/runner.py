@@ -13,6 +13,7 @@ from torch import Tensor
 from text_gen_server.batch import BatchInputs, Mirror, build_batch, check_sequences
 from text_gen_server.distributed import TensorParallel
 from text_gen_server.kv_cache import KVCache
+from text_gen_server.masks import StepMasks, check_masks
 from text_gen_server.models.causal_lm import CausalLM
 from text_gen_server.plan import PlanLimits, RowError, RowResult, SampledToken, StepPlan, StepResult, check_plan
 from text_gen_server.sampling.sampler import Samples, sample, token_logprobs
@@ -35,9 +36,13 @@ class Runner:
         self.mirrors: dict[int, Mirror] = {}
 
     @torch.inference_mode()
-    def step(self, plan: StepPlan) -> StepResult:
-        """Computes one step. ValueError, with nothing changed, where `plan` breaks the contract."""
+    def step(self, plan: StepPlan, late_masks: StepMasks | None = None) -> StepResult:
+        """Computes one step. ValueError, with nothing changed, where `plan` breaks the contract.
+
+        Masks that the plan does not bring are taken from `late_masks` once the forward is under way.
+        """
         check_plan(plan, self.limits)
+        check_masks(dict(plan.masks), self.limits.vocab_size)
         added = check_sequences(plan, self.mirrors, self.limits)
         mirrors = self._update_mirrors(plan, added)
         if not plan.rows:
@@ -51,7 +56,9 @@ class Runner:
             kv_cache=self.kv_cache,
         )
         prompt_logprobs = self._prompt_logprobs(batch, hidden)
-        outcomes = self._sample(batch, hidden, [mirrors[n] for n in batch.samplers])
+        logits = self.model.logits(hidden[batch.sample_idx]) if batch.samplers else None
+        masks = self._masks(plan, batch, late_masks) if logits is not None else {}
+        outcomes = self._sample(batch, logits, masks, [mirrors[n] for n in batch.samplers])
         for row, mirror in zip(plan.rows, mirrors, strict=True):
             mirror.num_computed_tokens += row.num_scheduled_tokens
         if self.tensor_parallel.rank != 0:
@@ -72,12 +79,28 @@ class Runner:
             mirror.append_blocks(row.new_block_ids)
         return mirrors
 
-    def _sample(self, batch: BatchInputs, hidden: Tensor, mirrors: list[Mirror]) -> dict[int, SampledToken | RowError]:
-        """Samples, and appends the tokens to `mirrors` (those of the rows that sample). Row index -> outcome, on rank 0."""
+    def _masks(self, plan: StepPlan, batch: BatchInputs, late_masks: StepMasks | None) -> dict[int, bytes]:
+        """The masks of this step, by the index of the row among those that sample. Waits for those that are not there yet."""
+        masks = dict(plan.masks)
+        masked = {plan.rows[n].sequence_id: idx for idx, n in enumerate(batch.samplers) if plan.rows[n].masked}
+        missing = masked.keys() - masks.keys()
+        if missing:
+            assert late_masks is not None, "a plan outside of a stream brings all its masks"
+            late = late_masks.take(plan.step_id, missing)
+            check_masks(late, self.limits.vocab_size)
+            masks.update(late)
+        return {idx: masks[sequence_id] for sequence_id, idx in masked.items() if masks[sequence_id]}
+
+    def _sample(
+        self, batch: BatchInputs, logits: Tensor | None, masks: dict[int, bytes], mirrors: list[Mirror]
+    ) -> dict[int, SampledToken | RowError]:
+        """Samples, and appends the tokens to `mirrors` (those of the rows that sample). Row index -> outcome, on rank 0.
+
+        logits: [N, V] float32 on rank 0, where `masks` says what some of the N may sample
+        """
         if not mirrors:
             return {}
-        logits = self.model.logits(hidden[batch.sample_idx])
-        samples = sample(logits, batch.sampling_rows) if logits is not None else None
+        samples = sample(logits, batch.sampling_rows, masks) if logits is not None else None
         token_ids = samples.token_ids if samples is not None else torch.empty_like(batch.sample_idx)
         self.tensor_parallel.broadcast_from_rank0(token_ids)
         # Device sync: the next plan may build on these tokens before the router has seen them.
@@ -125,6 +148,7 @@ def _outcomes(batch: BatchInputs, samples: Samples) -> dict[int, SampledToken | 
             outcomes[n] = RowError.NUMERICAL
             continue
         count = row.parameters.num_top_tokens
-        top_tokens = tuple(zip(top_token_ids[i][:count], top_logprobs[i][:count], strict=True))
+        top = zip(top_token_ids[i][:count], top_logprobs[i][:count], strict=True)
+        top_tokens = tuple((token_id, logprob) for token_id, logprob in top if logprob > -math.inf)
         outcomes[n] = SampledToken(token_ids[i], logprobs[i], top_tokens)
     return outcomes

@@ -19,11 +19,12 @@ from pathlib import Path
 import grpc
 import torch
 
+from text_gen_server.masks import StepMasks
 from text_gen_server.pb import shard_pb2 as pb
 from text_gen_server.pb import shard_pb2_grpc as pb_grpc
 from text_gen_server.plan import StepPlan
 from text_gen_server.shard import PrepareParameters, Shard
-from text_gen_server.wire import message_from_result, plan_from_message
+from text_gen_server.wire import masks_from_message, message_from_result, plan_from_message
 
 log = logging.getLogger("text_gen_server")
 
@@ -85,7 +86,13 @@ class PlanStream:
 
     def __init__(self) -> None:
         self.answers: queue.SimpleQueue[Future[pb.StepResult] | None] = queue.SimpleQueue()  # None: no more will come
+        self.masks = StepMasks()
         self.is_closed = threading.Event()  # plans that have not started will not
+
+    def end(self) -> None:
+        """The router will say no more: nobody waits for it any longer."""
+        self.masks.close()
+        self.answers.put(None)
 
 
 class ShardService(pb_grpc.ShardServicer):
@@ -133,7 +140,7 @@ class ShardService(pb_grpc.ShardServicer):
             size = self._model_thread.submit(self._shard.prepare, parameters).result()
         return pb.PrepareResponse(num_blocks=size.num_blocks, block_size=size.block_size, kv_cache_bytes=size.kv_cache_bytes)
 
-    def Run(self, request_iterator: Iterator[pb.StepPlan], context: grpc.ServicerContext) -> Iterator[pb.StepResult]:  # noqa: N802
+    def Run(self, request_iterator: Iterator[pb.RunRequest], context: grpc.ServicerContext) -> Iterator[pb.StepResult]:  # noqa: N802
         runner = self._shard.runner
         if runner is None:
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, "Prepare comes before Run")
@@ -142,13 +149,14 @@ class ShardService(pb_grpc.ShardServicer):
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, "another Run stream is open")
         stream = PlanStream()
         try:
-            context.add_callback(lambda: stream.answers.put(None))
+            context.add_callback(stream.end)
             threading.Thread(target=self._feed, args=(request_iterator, stream), daemon=True, name="plans").start()
             with _errors_answered(context):
                 while (answer := stream.answers.get()) is not None:
                     yield answer.result()
         finally:
             stream.is_closed.set()
+            stream.masks.close()
             # The router of this stream is gone, or out of step: what it had told about its sequences is void.
             with contextlib.suppress(RuntimeError):  # the model thread is shut down
                 self._model_thread.submit(runner.forget_all).result()
@@ -159,15 +167,18 @@ class ShardService(pb_grpc.ShardServicer):
         num_sequences = len(runner.mirrors) if runner is not None else 0
         return pb.HealthResponse(last_step_id=self._last_step_id, num_sequences=num_sequences)
 
-    def _feed(self, messages: Iterator[pb.StepPlan], stream: PlanStream) -> None:
+    def _feed(self, messages: Iterator[pb.RunRequest], stream: PlanStream) -> None:
         """Hands plans to the model thread as they come, so that reading and translating one is done while another computes."""
         try:
             for message in messages:
-                stream.answers.put(self._model_thread.submit(self._step, plan_from_message(message), stream))
+                if message.WhichOneof("request") == "late_masks":
+                    stream.masks.put(message.late_masks.step_id, masks_from_message(message.late_masks))
+                else:
+                    stream.answers.put(self._model_thread.submit(self._step, plan_from_message(message.plan), stream))
         except (grpc.RpcError, RuntimeError):
             pass  # the call was cancelled, or the server is going down
         finally:
-            stream.answers.put(None)
+            stream.end()
 
     def _step(self, plan: StepPlan, stream: PlanStream) -> pb.StepResult:
         if stream.is_closed.is_set():
@@ -176,7 +187,7 @@ class ShardService(pb_grpc.ShardServicer):
         assert runner is not None, "Run checks that the shard is prepared"
         started = time.perf_counter_ns()
         try:
-            result = runner.step(plan)
+            result = runner.step(plan, stream.masks)
         except BaseException:
             stream.is_closed.set()  # the plans behind it were made for another outcome
             raise

@@ -14,10 +14,17 @@ def plan_from_message(message: pb.StepPlan) -> StepPlan:
                 sequence_id=row.sequence_id,
                 num_scheduled_tokens=row.num_scheduled_tokens,
                 new_block_ids=tuple(row.new_block_ids),
+                masked=row.masked,
             )
             for row in message.rows
         ),
+        masks=tuple((mask.sequence_id, mask.allowed) for mask in message.masks),
     )
+
+
+def masks_from_message(message: pb.StepMasks) -> dict[int, bytes]:
+    """{sequence id: allowed tokens, as in `StepPlan.masks`}"""
+    return {mask.sequence_id: mask.allowed for mask in message.masks}
 
 
 def message_from_result(result: StepResult, compute_us: int) -> pb.StepResult:

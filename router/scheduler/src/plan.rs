@@ -102,6 +102,8 @@ pub struct Row {
     pub num_scheduled_tokens: u32,
     /// Appended to the sequence's block table; for a new sequence the cached blocks come first.
     pub new_block_ids: Vec<BlockId>,
+    /// The step leaves no known token uncomputed, so a token is sampled.
+    pub samples: bool,
 }
 
 /// What a step produced.

@@ -134,6 +134,7 @@ impl Scheduler {
             sequence_id: id,
             num_scheduled_tokens: num_tokens as u32,
             new_block_ids,
+            samples,
         };
         let issued = IssuedRow {
             sequence_id: id,

@@ -26,6 +26,7 @@ pub struct LimitFlags {
     pub payload_limit_bytes: usize,
     pub block_size: Option<u32>,
     pub enable_prefill_logprobs: bool,
+    pub grammar_support: bool,
     pub validation_workers: usize,
 }
 
@@ -138,6 +139,7 @@ pub fn final_limits(
         max_batch_total_tokens: capacity,
         max_batch_size: prepared.max_batch_size,
         enable_prefill_logprobs: flags.enable_prefill_logprobs,
+        grammar_support: flags.grammar_support,
         validation_workers: flags.validation_workers,
     })
 }
@@ -161,6 +163,7 @@ mod tests {
             payload_limit_bytes: 1000,
             block_size: None,
             enable_prefill_logprobs: false,
+            grammar_support: true,
             validation_workers: 2,
         }
     }

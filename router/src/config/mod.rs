@@ -27,7 +27,6 @@ pub struct Config {
     pub port: u16,
     pub limits: LimitFlags,
     pub prefix_caching: bool,
-    pub grammar_support: bool,
     pub cors_allow_origin: Vec<String>,
     pub api_key: Option<String>,
     pub log_level: String,
@@ -244,6 +243,7 @@ fn limit_flags(arguments: &Arguments) -> LimitFlags {
         payload_limit_bytes: arguments.payload_limit,
         block_size: arguments.block_size,
         enable_prefill_logprobs: arguments.enable_prefill_logprobs,
+        grammar_support: !arguments.disable_grammar_support,
         validation_workers: arguments.validation_workers,
     }
 }
@@ -259,7 +259,6 @@ fn checked(arguments: Arguments) -> Config {
         hostname: arguments.hostname,
         port: arguments.port,
         prefix_caching: arguments.prefix_caching,
-        grammar_support: !arguments.disable_grammar_support,
         cors_allow_origin: arguments.cors_allow_origin,
         api_key: arguments.api_key,
         log_level: arguments.log_level,
@@ -303,7 +302,7 @@ mod tests {
         assert_eq!(config.limits.max_top_n_tokens, 5);
         assert_eq!(config.limits.max_client_batch_size, 4);
         assert_eq!(config.limits.payload_limit_bytes, 2_000_000);
-        assert!(config.prefix_caching && config.grammar_support);
+        assert!(config.prefix_caching && config.limits.grammar_support);
         assert_eq!(config.graceful_termination_timeout.as_secs(), 90);
     }
 

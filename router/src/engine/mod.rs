@@ -5,6 +5,7 @@
 
 mod step_loop;
 
+mod constraints;
 mod metrics;
 mod sequences;
 
@@ -16,6 +17,8 @@ use scheduler::{FinishReason, SequenceSpec};
 use tokio::sync::{Notify, mpsc, watch};
 
 pub use step_loop::StepLoop;
+
+use crate::grammar::{Constraint, GrammarError};
 
 /// Of the first step of a kind nothing is known yet.
 const FIRST_STEP_PATIENCE: Duration = Duration::from_secs(300);
@@ -52,6 +55,8 @@ pub enum EngineError {
     Invalid(String),
     #[error("the model produced logits that are not finite")]
     Numerical,
+    #[error("the grammar cannot go on: {0}")]
+    Grammar(GrammarError),
     #[error("a shard was lost: {0}")]
     ShardLost(String),
     #[error("the engine has stopped")]
@@ -61,6 +66,7 @@ pub enum EngineError {
 /// A sequence on its way to the engine.
 pub(crate) struct Submission {
     pub(crate) spec: SequenceSpec,
+    pub(crate) constraint: Option<Constraint>,
     pub(crate) events: mpsc::Sender<TokenEvent>,
 }
 
@@ -126,12 +132,20 @@ impl EngineHandle {
         )
     }
 
-    /// Hands a sequence to the engine without waiting.
-    pub fn submit(&self, spec: SequenceSpec) -> Result<TokenStream, EngineError> {
+    /// Hands a sequence, and what its tokens must obey, to the engine without waiting.
+    pub fn submit(
+        &self,
+        spec: SequenceSpec,
+        constraint: Option<Constraint>,
+    ) -> Result<TokenStream, EngineError> {
         // Room for every event the sequence can have, so that the engine never waits for a slow reader.
         let (events, receiver) = mpsc::channel(spec.max_new_tokens as usize + 3);
         self.submissions
-            .try_send(Submission { spec, events })
+            .try_send(Submission {
+                spec,
+                constraint,
+                events,
+            })
             .map_err(|error| match error {
                 mpsc::error::TrySendError::Full(_) => EngineError::QueueFull,
                 mpsc::error::TrySendError::Closed(_) => self.end(),

@@ -84,10 +84,15 @@ impl OpenSequences {
                 }
             }
             SequenceEvent::Failed(id, RowError::Numerical) => {
-                if let Some(sequence) = self.close(id) {
-                    sequence.send(TokenEvent::Failed(EngineError::Numerical));
-                }
+                self.fail(id, EngineError::Numerical);
             }
+        }
+    }
+
+    /// Ends a sequence for a reason of its own.
+    pub(super) fn fail(&mut self, id: SequenceId, reason: EngineError) {
+        if let Some(sequence) = self.close(id) {
+            sequence.send(TokenEvent::Failed(reason));
         }
     }
 

@@ -10,14 +10,16 @@ use std::time::Instant;
 
 use futures::FutureExt;
 use scheduler::plan::SequenceId;
-use scheduler::{AddError, Scheduler, SchedulerConfig};
+use scheduler::{AddError, Scheduler, SchedulerConfig, SequenceEvent};
 use tokio::select;
 use tokio::sync::mpsc;
 use tokio::time::sleep_until;
 
+use super::constraints::{Constraints, LateMask};
 use super::metrics::{EngineMetrics, SentPlan};
 use super::sequences::OpenSequences;
 use super::{EngineError, EngineHandle, Progress, Shared, Submission, TokenEvent};
+use crate::grammar::{Constraint, GrammarError};
 use crate::shard::{RunStreams, ShardStep};
 
 /// Plans that the shards may have without having answered: the step they compute, and the one after.
@@ -29,6 +31,7 @@ pub struct StepLoop {
     shards: RunStreams,
     submissions: mpsc::Receiver<Submission>,
     sequences: OpenSequences,
+    constraints: Constraints,
     /// Sent and not answered, oldest first.
     outstanding: VecDeque<SentPlan>,
     next_id: u64,
@@ -49,6 +52,7 @@ impl StepLoop {
             shards,
             submissions,
             sequences: OpenSequences::default(),
+            constraints: Constraints::default(),
             outstanding: VecDeque::new(),
             next_id: 0,
             metrics: EngineMetrics::register(),
@@ -99,6 +103,7 @@ impl StepLoop {
                 }
                 () = passed(drain_until) => return Ok(()),
                 Some(submission) = self.submissions.recv() => self.accept(submission),
+                (id, constraint) = self.constraints.next() => self.resume(id, constraint),
                 step = self.shards.next_step() => self.apply(step.map_err(lost)?)?,
             }
         }
@@ -109,7 +114,8 @@ impl StepLoop {
         while self.outstanding.len() < MAX_OUTSTANDING
             && let Some(plan) = self.scheduler.schedule()
         {
-            self.shards.send(&plan);
+            let masks = self.constraints.of_plan(&plan);
+            self.shards.send(&plan, &masks);
             self.sequences.admit(&plan, Instant::now());
             self.outstanding.push_back(self.metrics.plan_sent(&plan));
         }
@@ -121,6 +127,7 @@ impl StepLoop {
         let events = self.scheduler.apply(step.result).map_err(lost)?;
         let applied_at = Instant::now();
         for event in events {
+            self.constrain(&event);
             self.sequences.dispatch(event);
         }
         if let Some(plan) = self.outstanding.pop_front() {
@@ -130,15 +137,62 @@ impl StepLoop {
         Ok(())
     }
 
+    /// What the event means for the tokens that its sequence may have next.
+    fn constrain(&mut self, event: &SequenceEvent) {
+        match event {
+            SequenceEvent::Token(id, token, None) => self.constraints.push(*id, token.token_id),
+            SequenceEvent::Token(id, _, Some(_)) | SequenceEvent::Failed(id, _) => {
+                self.lift(*id);
+            }
+            SequenceEvent::PromptLogprobs(..) => {}
+        }
+    }
+
+    /// A constraint has taken its token, or cannot: its sequence then ends.
+    fn resume(&mut self, id: SequenceId, constraint: Result<Constraint, GrammarError>) {
+        match constraint {
+            Ok(constraint) => {
+                let late_mask = self.constraints.resume(id, constraint);
+                late_mask.into_iter().for_each(|mask| self.send_late(&mask));
+            }
+            Err(error) => {
+                self.scheduler.cancel(id);
+                self.sequences.fail(id, EngineError::Grammar(error));
+                self.lift(id);
+            }
+        }
+    }
+
+    /// Nobody reads a sequence's further tokens.
+    fn lift(&mut self, id: SequenceId) {
+        for mask in self.constraints.close(id) {
+            self.send_late(&mask);
+        }
+    }
+
+    fn send_late(&mut self, late: &LateMask) {
+        self.shards.send_late_mask(late.step_id, &late.mask);
+    }
+
     /// Queues what was submitted, all that is there, so that it can share the next step.
     fn accept(&mut self, submission: Submission) {
         let mut next = Some(submission);
-        while let Some(Submission { spec, events }) = next {
+        while let Some(Submission {
+            spec,
+            constraint,
+            events,
+        }) = next
+        {
             let id = SequenceId(self.next_id);
             self.next_id += 1;
             let max_tokens = spec.prompt.len() + spec.max_new_tokens as usize;
             match self.scheduler.add(id, spec) {
-                Ok(()) => self.sequences.open(id, max_tokens, events),
+                Ok(()) => {
+                    self.sequences.open(id, max_tokens, events);
+                    constraint
+                        .into_iter()
+                        .for_each(|constraint| self.constraints.open(id, constraint));
+                }
                 Err(error) => {
                     let _ = events.try_send(TokenEvent::Failed(refused(error)));
                 }
@@ -152,6 +206,7 @@ impl StepLoop {
     fn cancel_dropped(&mut self) {
         for id in self.sequences.take_dropped() {
             self.scheduler.cancel(id);
+            self.lift(id);
         }
     }
 

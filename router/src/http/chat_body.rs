@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use super::body::{LogitBias, Object, OneOrMany};
 use super::chat_tools::{self, ToolBody, ToolChoiceBody, ToolFields};
+use super::grammar::AnswerFormat;
 use super::openai::{self, StreamOptions};
 use crate::input::ValidationError;
 use crate::types::{Chat, Parameters, Prompt, Request};
@@ -34,7 +35,7 @@ pub struct ChatBody {
     top_p: Option<f64>,
     top_k: Option<i32>,
     min_p: Option<f64>,
-    response_format: Option<Object<ResponseFormat>>,
+    response_format: Option<AnswerFormat>,
     pub tools: Option<Vec<ToolBody>>,
     tool_choice: Option<ToolChoiceBody>,
     tool_prompt: Option<String>,
@@ -46,12 +47,6 @@ pub struct ChatBody {
     documents: Option<Vec<Value>>,
     /// Further variables of the template.
     chat_template_kwargs: Option<Value>,
-}
-
-#[derive(Deserialize)]
-struct ResponseFormat {
-    #[serde(rename = "type")]
-    kind: String,
 }
 
 /// A message has content, or calls of tools.
@@ -194,15 +189,11 @@ impl ChatBody {
 
 pub fn request(mut body: ChatBody, streamed: bool) -> Result<Request, ValidationError> {
     let chat = body.take_chat()?;
-    if chat.tools.is_some() {
-        return Err(ValidationError::Unsupported("tools"));
-    }
     if chat.reasoning_budget.is_some() {
         return Err(ValidationError::Unsupported("thinking_budget"));
     }
-    if matches!(&body.response_format, Some(Object(format)) if format.kind != "text") {
-        return Err(ValidationError::Unsupported("response_format"));
-    }
+    let format = body.response_format.map(AnswerFormat::into_grammar);
+    let grammar = format.transpose()?.flatten();
     let (mode, temperature) = openai::sampling(body.temperature);
     let parameters = Parameters {
         mode,
@@ -237,7 +228,7 @@ pub fn request(mut body: ChatBody, streamed: bool) -> Result<Request, Validation
         streamed,
         keep_stop_text: false,
         parameters,
-        grammar: None,
+        grammar,
     })
 }
 

@@ -12,6 +12,7 @@ use super::answer::{self, Collected, CollectedSequence, Usage};
 use super::body::{JsonBody, Object};
 use super::errors::ApiError;
 use super::generate_stream::stream;
+use super::grammar::AnswerFormat;
 use super::{App, Ready, metrics};
 use crate::input::ValidationError;
 use crate::output::{Finish, Token, TopToken};
@@ -51,7 +52,7 @@ pub struct GenerateParameters {
     decoder_input_details: Option<bool>,
     seed: Option<u64>,
     top_n_tokens: Option<u32>,
-    grammar: Option<serde_json::Value>,
+    grammar: Option<AnswerFormat>,
     adapter_id: Option<String>,
 }
 
@@ -129,7 +130,6 @@ pub(super) fn request(
         None => without_parameters(),
     };
     for (name, asked) in [
-        ("grammar", given.grammar.is_some()),
         ("adapter_id", given.adapter_id.is_some()),
         ("watermark", given.watermark.unwrap_or(false)),
     ] {
@@ -137,6 +137,8 @@ pub(super) fn request(
             return Err(ValidationError::Unsupported(name));
         }
     }
+    let format = given.grammar.map(AnswerFormat::into_grammar);
+    let grammar = format.transpose()?.flatten();
     let form = Form {
         details: given.details.unwrap_or(false),
         prefix: if given.return_full_text.unwrap_or(false) {
@@ -177,7 +179,7 @@ pub(super) fn request(
         streamed,
         keep_stop_text: true,
         parameters,
-        grammar: None,
+        grammar,
     };
     Ok((form, request))
 }

@@ -26,6 +26,7 @@ mod tokenize;
 mod answer;
 mod body;
 mod errors;
+mod grammar;
 pub mod metrics;
 mod openai;
 mod openai_errors;

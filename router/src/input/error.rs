@@ -1,5 +1,7 @@
 //! What is wrong with a request, in the words that TGI's clients know.
 
+use crate::grammar::GrammarError;
+
 /// Why a request is refused before it costs anything.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum ValidationError {
@@ -80,6 +82,10 @@ pub enum ValidationError {
     NoChatTemplate,
     #[error("chat template: {0}")]
     ChatTemplate(String),
+    #[error("grammar is not valid: {0}")]
+    Grammar(#[from] GrammarError),
+    #[error("grammar is not supported")]
+    NoGrammars,
     #[error("tokenizer error {0}")]
     Tokenizer(String),
     #[error("Tool with name {0} not found")]

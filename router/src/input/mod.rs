@@ -17,9 +17,10 @@ use scheduler::SequenceSpec;
 use scheduler::plan::SamplingParameters;
 use tokio::sync::Semaphore;
 
+use crate::grammar::{Constraint, GrammarCompiler};
 use crate::tokenizer::{TokenSpan, Tokenizer};
 use crate::types::message_format::MessageFormat;
-use crate::types::{Limits, Prompt, Request, ToolUse};
+use crate::types::{Grammar, Limits, Prompt, Request, ToolUse};
 use chat_template::ChatTemplates;
 use prompt::Rendered;
 
@@ -35,8 +36,7 @@ pub struct ValidRequest {
     pub keep_stop_text: bool,
     /// How the answer's text becomes a message.
     pub message_format: MessageFormat,
-    /// What may be called, in the format's form.
-    pub tools: Option<ToolUse>,
+    constraint: Option<Constraint>,
     end_token_ids: Vec<u32>,
     /// Of the first sequence; the others count its seed up.
     sampling: SamplingParameters,
@@ -47,6 +47,13 @@ impl ValidRequest {
     pub fn seed(&self, sequence_idx: usize) -> Option<u64> {
         let seed = self.sampling.seed.wrapping_add(sequence_idx as u64);
         self.sampling.do_sample.then_some(seed)
+    }
+
+    /// What the tokens of that sequence must obey.
+    pub fn constraint(&self, _sequence_idx: usize) -> Option<Constraint> {
+        self.constraint
+            .as_ref()
+            .map(Constraint::for_another_sequence)
     }
 
     pub fn sequence(&self, sequence_idx: usize) -> SequenceSpec {
@@ -77,6 +84,7 @@ pub enum InputError {
 pub struct Validator {
     tokenizer: Arc<Tokenizer>,
     templates: ChatTemplates,
+    grammars: GrammarCompiler,
     limits: Limits,
     vocab_size: u32,
     workers: Arc<Semaphore>,
@@ -86,6 +94,7 @@ impl Validator {
     /// `vocab_size` is the model's: every token id that leaves here is below it.
     pub fn new(tokenizer: Arc<Tokenizer>, limits: Limits, vocab_size: u32) -> Self {
         Self {
+            grammars: GrammarCompiler::new(tokenizer.clone(), vocab_size),
             templates: ChatTemplates::new(tokenizer.chat_templates(), tokenizer.special_names()),
             tokenizer,
             limits,
@@ -144,10 +153,7 @@ impl Validator {
         let limits = &self.limits;
         let end_token_ids = self.tokenizer.end_token_ids();
         let mut checked = parameters::check(&request, limits, self.vocab_size, end_token_ids)?;
-        let tools = match &request.prompt {
-            Prompt::Chat(chat) => chat.tools.clone(),
-            Prompt::Text(_) | Prompt::TokenIds(_) => None,
-        };
+        let tools = request.prompt.tools().cloned();
         let mut message_format = MessageFormat::default();
         let (prompt_ids, prompt_chars) = match prompt::render(request.prompt, &self.templates)? {
             Rendered::TokenIds(ids) => {
@@ -162,8 +168,18 @@ impl Validator {
             }
         };
         let max_new_tokens = prompt::check_lengths(prompt_ids.len(), &checked, limits)?;
+        let constraint =
+            self.constraint(request.grammar.as_ref(), tools.as_ref(), &message_format)?;
         // `check_lengths` saw that it is not above `max_new_tokens`.
-        checked.sampling.min_new_tokens = checked.min_new_tokens as u32;
+        let min_new_tokens = checked.min_new_tokens as u32;
+        let constraint = match constraint {
+            // The grammar has the last word: it may leave nothing but an end token.
+            Some(constraint) => Some(constraint.with_min_new_tokens(min_new_tokens)?),
+            None => {
+                checked.sampling.min_new_tokens = min_new_tokens;
+                None
+            }
+        };
         Ok(ValidRequest {
             prompt_ids: prompt_ids.into(),
             prompt_chars,
@@ -172,10 +188,26 @@ impl Validator {
             stop: checked.stop,
             keep_stop_text: request.keep_stop_text,
             message_format,
-            tools,
+            constraint,
             end_token_ids: checked.end_token_ids,
             sampling: checked.sampling,
         })
+    }
+
+    fn constraint(
+        &self,
+        grammar: Option<&Grammar>,
+        tools: Option<&ToolUse>,
+        format: &MessageFormat,
+    ) -> Result<Option<Constraint>, ValidationError> {
+        Ok(Some(match (grammar, tools) {
+            (None, None) => return Ok(None),
+            _ if !self.limits.grammar_support => return Err(ValidationError::NoGrammars),
+            (Some(grammar), None) if format.reasoning.is_none() => {
+                self.grammars.compile(grammar)?
+            }
+            _ => self.grammars.compile_answer(format, tools, grammar)?,
+        }))
     }
 
     fn tokenize_now(&self, prompt: Prompt) -> Result<(String, Vec<TokenSpan>), ValidationError> {

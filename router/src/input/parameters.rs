@@ -70,6 +70,10 @@ pub fn check(
     sampling.num_top_tokens = check_top_n_tokens(given.top_n_tokens, limits)?;
     sampling.logit_bias = check_logit_bias(&given.logit_bias, vocab_size)?;
     sampling.prompt_logprobs = given.prompt_logprobs && limits.enable_prefill_logprobs;
+    // A grammar that is through leaves nothing but an end token.
+    let has_grammar = request.grammar.is_some() || request.prompt.tools().is_some();
+    let goes_on = given.ignore_eos && !has_grammar;
+    let end_token_ids = if goes_on { &[] } else { end_token_ids };
     sampling.end_token_ids = check_end_tokens(given, vocab_size, end_token_ids)?;
     Ok(CheckedParameters {
         num_sequences,
@@ -208,11 +212,7 @@ fn check_end_tokens(
         MAX_STOP_TOKEN_IDS,
         given.stop_token_ids.len(),
     )?;
-    let mut ids = if given.ignore_eos {
-        Vec::new()
-    } else {
-        of_model.to_vec()
-    };
+    let mut ids = of_model.to_vec();
     for id in &given.stop_token_ids {
         ids.push(check_token_id("stop_token_ids", *id, vocab_size)?);
     }

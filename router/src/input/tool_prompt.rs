@@ -10,6 +10,10 @@ use crate::types::{Tool, ToolChoice, ToolUse};
 
 const DEFAULT_PROMPT: &str = "\nGiven the functions available, please respond with a JSON for a function call with its proper arguments that best answers the given prompt. Respond in the format {name: function name, parameters: dictionary of argument name and its value}.Do not use variables.\n";
 
+/// Behind `call_`.
+const OUR_ID_DIGITS: usize = 24;
+const SHORT_ID_LEN: usize = 9;
+
 #[derive(Serialize)]
 struct Definition<'a> {
     r#type: &'static str,
@@ -37,10 +41,13 @@ pub(super) fn apply(
     tools: Option<&ToolUse>,
     traits: &TemplateTraits,
 ) -> (Vec<Value>, Option<Value>) {
-    let messages: Vec<Value> = messages
+    let mut messages: Vec<Value> = messages
         .try_iter()
         .map(Iterator::collect)
         .unwrap_or_default();
+    if traits.tool_format == ToolFormat::MistralList {
+        messages = messages.into_iter().map(with_short_ids).collect();
+    }
     let Some(tools) = tools else {
         return (messages, None);
     };
@@ -137,6 +144,32 @@ fn with_calls_as_text(message: Value) -> Value {
     }
 }
 
+/// Templates of Mistral insist on ids of nine letters and digits; ours are longer, and differ at their end.
+fn with_short_ids(message: Value) -> Value {
+    let message = with_field(&message, "tool_call_id", short_id);
+    with_field(&message, "tool_calls", |calls| {
+        let short = |calls: &Value| {
+            let calls = calls.try_iter().ok()?;
+            Some(
+                calls
+                    .map(|call| with_field(&call, "id", short_id))
+                    .collect(),
+            )
+        };
+        short(&calls).unwrap_or(calls)
+    })
+}
+
+fn short_id(id: Value) -> Value {
+    let ours = id.as_str().and_then(|text| text.strip_prefix("call_"));
+    let digits = ours.filter(|digits| {
+        digits.len() == OUR_ID_DIGITS && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
+    });
+    digits.map_or(id.clone(), |digits| {
+        Value::from(&digits[OUR_ID_DIGITS - SHORT_ID_LEN..])
+    })
+}
+
 fn arguments_text(arguments: &Value) -> String {
     match arguments.as_str() {
         Some(text) => text.to_owned(),
@@ -161,19 +194,28 @@ fn with_text(mut messages: Vec<Value>, text: &str) -> Vec<Value> {
 }
 
 fn with_content(message: &Value, content: String) -> Value {
-    let names: Vec<Value> = message
-        .try_iter()
-        .map(Iterator::collect)
-        .unwrap_or_default();
-    let others = names
-        .into_iter()
-        .filter(|name| name.as_str() != Some("content"))
-        .map(|name| {
-            let value = message.get_item(&name).unwrap_or_default();
-            (name, value)
-        });
-    let content = (Value::from("content"), Value::from(content));
-    Value::from_pairs(others.chain([content]))
+    let content = Value::from(content);
+    if field(message, "content").is_undefined() {
+        let names = message.try_iter().into_iter().flatten();
+        let others = names.map(|name| (name.clone(), message.get_item(&name).unwrap_or_default()));
+        return Value::from_pairs(others.chain([(Value::from("content"), content)]));
+    }
+    with_field(message, "content", |_| content.clone())
+}
+
+/// The map with one of its values replaced, if it has it.
+fn with_field(map: &Value, name: &str, replace: impl Fn(Value) -> Value) -> Value {
+    if field(map, name).is_undefined() {
+        return map.clone();
+    }
+    let entry = |key: Value| {
+        let value = map.get_item(&key).unwrap_or_default();
+        let replaced = key.as_str() == Some(name);
+        let value = if replaced { replace(value) } else { value };
+        (key, value)
+    };
+    let keys = map.try_iter().into_iter().flatten();
+    Value::from_pairs(keys.map(entry))
 }
 
 /// Undefined where there is none.
@@ -274,6 +316,37 @@ mod tests {
         );
         assert_eq!(field(&messages[0], "content").as_str(), Some("a"));
         assert_eq!(shown.unwrap().len(), Some(2));
+    }
+
+    #[test]
+    fn our_ids_become_short_for_templates_of_mistral() {
+        let mistral = TemplateTraits {
+            shows_tools: true,
+            shows_calls: true,
+            tool_format: ToolFormat::MistralList,
+            ..NO_TRAITS
+        };
+        let messages = r#"[{"role": "assistant", "tool_calls": [{"id": "call_0123456789abcdef00000012"}, {"id": "call_1"}]},
+            {"role": "tool", "tool_call_id": "call_0123456789abcdef00000012", "content": "a"}]"#;
+        let (messages, _) = apply(&value(messages), None, &mistral);
+        let calls = field(&messages[0], "tool_calls");
+        let id = |idx: usize| field(&calls.get_item_by_index(idx).unwrap(), "id");
+        assert_eq!(id(0).as_str(), Some("f00000012"));
+        assert_eq!(id(1).as_str(), Some("call_1"));
+        assert_eq!(
+            field(&messages[1], "tool_call_id").as_str(),
+            Some("f00000012")
+        );
+        let hermes = TemplateTraits {
+            tool_format: ToolFormat::Hermes,
+            ..mistral
+        };
+        let kept = r#"[{"role": "tool", "tool_call_id": "call_0123456789abcdef00000012"}]"#;
+        let (kept, _) = apply(&value(kept), None, &hermes);
+        assert_eq!(
+            field(&kept[0], "tool_call_id").as_str().map(str::len),
+            Some(29)
+        );
     }
 
     #[test]

@@ -7,7 +7,7 @@ use tonic_prost::ProstDecoder;
 
 use super::proto::StepResult;
 
-/// Encoded `StepPlan`s out, `StepResult`s in.
+/// Encoded `RunRequest`s out, `StepResult`s in.
 #[derive(Default)]
 pub(super) struct PlanCodec;
 

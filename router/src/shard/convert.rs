@@ -3,10 +3,14 @@
 
 use scheduler::plan;
 
-use super::{KvCache, PrepareParameters, proto};
+use super::{KvCache, PlanMasks, PrepareParameters, proto};
+use crate::types::TokenMask;
 
-pub(super) fn plan_to_proto(plan: &plan::StepPlan) -> proto::StepPlan {
-    proto::StepPlan {
+/// A plan and what is known of its masks.
+pub(super) fn plan_to_proto(plan: &plan::StepPlan, masking: &PlanMasks) -> proto::RunRequest {
+    let is_masked = |row: &plan::Row| row.samples && masking.is_masked(row.sequence_id);
+    let rows = plan.rows.iter();
+    let plan = proto::StepPlan {
         step_id: plan.step_id,
         forget: plan.forget.iter().map(|id| id.0).collect(),
         new_sequences: plan
@@ -14,7 +18,33 @@ pub(super) fn plan_to_proto(plan: &plan::StepPlan) -> proto::StepPlan {
             .iter()
             .map(new_sequence_to_proto)
             .collect(),
-        rows: plan.rows.iter().map(row_to_proto).collect(),
+        rows: rows.map(|row| row_to_proto(row, is_masked(row))).collect(),
+        masks: masking.known.iter().map(mask_to_proto).collect(),
+    };
+    proto::RunRequest {
+        request: Some(proto::run_request::Request::Plan(plan)),
+    }
+}
+
+/// A mask of a plan that was sent without it.
+pub(super) fn late_mask_to_proto(
+    step_id: u64,
+    mask: &(plan::SequenceId, TokenMask),
+) -> proto::RunRequest {
+    let masks = proto::StepMasks {
+        step_id,
+        masks: vec![mask_to_proto(mask)],
+    };
+    proto::RunRequest {
+        request: Some(proto::run_request::Request::LateMasks(masks)),
+    }
+}
+
+fn mask_to_proto((sequence_id, mask): &(plan::SequenceId, TokenMask)) -> proto::TokenMask {
+    let words = mask.words().iter();
+    proto::TokenMask {
+        sequence_id: sequence_id.0,
+        allowed: words.flat_map(|word| word.to_le_bytes()).collect(),
     }
 }
 
@@ -28,8 +58,9 @@ fn new_sequence_to_proto(new: &plan::NewSequence) -> proto::NewSequence {
     }
 }
 
-fn row_to_proto(row: &plan::Row) -> proto::Row {
+fn row_to_proto(row: &plan::Row, masked: bool) -> proto::Row {
     proto::Row {
+        masked,
         sequence_id: row.sequence_id.0,
         num_scheduled_tokens: row.num_scheduled_tokens,
         new_block_ids: row.new_block_ids.iter().map(|id| id.0).collect(),
@@ -161,6 +192,7 @@ mod tests {
                 sequence_id: SequenceId(3),
                 num_scheduled_tokens: 2,
                 new_block_ids: vec![BlockId(9), BlockId(8)],
+                samples: true,
             }],
         }
     }
@@ -199,6 +231,7 @@ mod tests {
             sequence_id: SequenceId(row.sequence_id),
             num_scheduled_tokens: row.num_scheduled_tokens,
             new_block_ids: row.new_block_ids.into_iter().map(BlockId).collect(),
+            samples: true,
         };
         plan::StepPlan {
             step_id: plan.step_id,
@@ -255,9 +288,44 @@ mod tests {
 
     #[test]
     fn a_plan_survives_the_wire() {
-        let bytes = plan_to_proto(&plan()).encode_to_vec();
-        let decoded = proto::StepPlan::decode(bytes.as_slice()).unwrap();
+        let decoded = sent(&PlanMasks::default());
+        assert!(!decoded.rows[0].masked && decoded.masks.is_empty());
         assert_eq!(plan_from_proto(decoded), plan());
+    }
+
+    fn sent(masking: &PlanMasks) -> proto::StepPlan {
+        let bytes = plan_to_proto(&plan(), masking).encode_to_vec();
+        let decoded = proto::RunRequest::decode(bytes.as_slice()).unwrap();
+        match decoded.request {
+            Some(proto::run_request::Request::Plan(plan)) => plan,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn masks_go_with_their_plan_or_after_it() {
+        let mask = (SequenceId(3), TokenMask::new(&[1, 0x8000_0002]));
+        let known = PlanMasks {
+            known: vec![mask.clone()],
+            owed: Vec::new(),
+        };
+        let plan = sent(&known);
+        assert!(plan.rows[0].masked);
+        assert_eq!(plan.masks[0].sequence_id, 3);
+        assert_eq!(plan.masks[0].allowed, [1, 0, 0, 0, 2, 0, 0, 0x80]);
+        let owed = PlanMasks {
+            known: Vec::new(),
+            owed: vec![SequenceId(3)],
+        };
+        let plan = sent(&owed);
+        assert!(plan.rows[0].masked && plan.masks.is_empty());
+        match late_mask_to_proto(7, &mask).request {
+            Some(proto::run_request::Request::LateMasks(late)) => {
+                assert_eq!((late.step_id, late.masks.len()), (7, 1));
+                assert_eq!(late.masks[0].sequence_id, 3);
+            }
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]

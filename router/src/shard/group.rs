@@ -78,10 +78,10 @@ impl ShardGroup {
         check_caches(&try_join_all(answers).await?)
     }
 
-    /// Opens the streams on which plans and results travel.
-    pub fn run(self, vocab_size: u32) -> RunStreams {
+    /// Opens the streams on which plans of at most `max_batch_size` rows and their results travel.
+    pub fn run(self, vocab_size: u32, max_batch_size: u32) -> RunStreams {
         let channels = self.ranks.into_iter().map(|rank| rank.channel);
-        RunStreams::open(channels, vocab_size)
+        RunStreams::open(channels, vocab_size, max_batch_size)
     }
 }
 

@@ -12,8 +12,12 @@ mod convert;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use scheduler::plan::SequenceId;
+
 pub use group::ShardGroup;
 pub use run::{RunStreams, ShardStep};
+
+use crate::types::TokenMask;
 
 /// Generated from `proto/shard.proto`.
 #[allow(clippy::all, missing_docs)]
@@ -61,6 +65,21 @@ pub struct KvCache {
     pub block_size: u32,
     /// On one rank.
     pub kv_cache_bytes: u64,
+}
+
+/// Which rows of a plan may sample only some tokens.
+#[derive(Debug, Default)]
+pub struct PlanMasks {
+    /// What they may sample, where it is known already.
+    pub known: Vec<(SequenceId, TokenMask)>,
+    /// Those whose mask follows by `RunStreams::send_late_mask`. The shards wait for it.
+    pub owed: Vec<SequenceId>,
+}
+
+impl PlanMasks {
+    fn is_masked(&self, id: SequenceId) -> bool {
+        self.owed.contains(&id) || self.known.iter().any(|(known, _)| *known == id)
+    }
 }
 
 /// What can go wrong before the shards serve.

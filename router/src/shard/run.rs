@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryFutureExt};
 use prost::Message;
-use scheduler::plan::{StepPlan, StepResult};
+use scheduler::plan::{SequenceId, StepPlan, StepResult};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::client::Grpc;
@@ -20,9 +20,11 @@ use tonic::{Request, Status, Streaming};
 
 use super::codec::PlanCodec;
 use super::proto::StepResult as ProtoResult;
-use super::{ShardLost, convert, status_message};
+use super::{PlanMasks, ShardLost, convert, status_message};
+use crate::types::TokenMask;
 
-/// Plans that may wait for one rank. More than the engine ever has outstanding, so that sending never waits.
+/// Plans that may wait for one rank. More than the engine ever has outstanding, so that sending never waits. Each may owe a mask for
+/// each of its rows.
 const PLAN_CAPACITY: usize = 4;
 
 /// One step's outcome on all ranks.
@@ -40,29 +42,39 @@ pub struct RunStreams {
 }
 
 struct RankStream {
-    plans: mpsc::Sender<Bytes>,
+    requests: mpsc::Sender<Bytes>,
     results: BoxStream<'static, Result<ProtoResult, Status>>,
     /// Answers that wait for the other ranks.
     received: VecDeque<ProtoResult>,
 }
 
 impl RunStreams {
-    pub(super) fn open(channels: impl Iterator<Item = Channel>, vocab_size: u32) -> Self {
+    pub(super) fn open(
+        channels: impl Iterator<Item = Channel>,
+        vocab_size: u32,
+        max_batch_size: u32,
+    ) -> Self {
+        let capacity = PLAN_CAPACITY * (1 + max_batch_size as usize);
+        let open = |channel| RankStream::open(channel, capacity);
         Self {
-            ranks: channels.map(RankStream::open).collect(),
+            ranks: channels.map(open).collect(),
             vocab_size,
         }
     }
 
     /// Hands a plan to every rank without waiting. A rank that is gone is reported by `next_step`, which knows why.
-    pub fn send(&mut self, plan: &StepPlan) {
-        let plan = Bytes::from(convert::plan_to_proto(plan).encode_to_vec());
+    pub fn send(&mut self, plan: &StepPlan, masks: &PlanMasks) {
+        let plan = Bytes::from(convert::plan_to_proto(plan, masks).encode_to_vec());
         for rank in &self.ranks {
-            let sent = rank.plans.try_send(plan.clone());
-            debug_assert!(
-                !matches!(sent, Err(mpsc::error::TrySendError::Full(_))),
-                "more plans outstanding than agreed"
-            );
+            rank.send(plan.clone());
+        }
+    }
+
+    /// Hands over a mask that a plan owed. Only rank 0 samples.
+    pub fn send_late_mask(&mut self, step_id: u64, mask: &(SequenceId, TokenMask)) {
+        let mask = Bytes::from(convert::late_mask_to_proto(step_id, mask).encode_to_vec());
+        if let Some(rank) = self.ranks.first() {
+            rank.send(mask);
         }
     }
 
@@ -113,11 +125,19 @@ impl RunStreams {
 }
 
 impl RankStream {
-    fn open(channel: Channel) -> Self {
-        let (plans, receiver) = mpsc::channel(PLAN_CAPACITY);
+    fn send(&self, request: Bytes) {
+        let sent = self.requests.try_send(request);
+        debug_assert!(
+            !matches!(sent, Err(mpsc::error::TrySendError::Full(_))),
+            "more outstanding than agreed"
+        );
+    }
+
+    fn open(channel: Channel, capacity: usize) -> Self {
+        let (requests, receiver) = mpsc::channel(capacity);
         let call = run_call(channel, ReceiverStream::new(receiver));
         Self {
-            plans,
+            requests,
             // A server may hold its response headers back until its first answer, so opening is part of reading.
             results: call.try_flatten_stream().boxed(),
             received: VecDeque::new(),
@@ -125,10 +145,10 @@ impl RankStream {
     }
 }
 
-/// The `Run` call with plans that are encoded already.
+/// The `Run` call with requests that are encoded already.
 async fn run_call(
     channel: Channel,
-    plans: ReceiverStream<Bytes>,
+    requests: ReceiverStream<Bytes>,
 ) -> Result<Streaming<ProtoResult>, Status> {
     let mut client = Grpc::new(channel).max_decoding_message_size(usize::MAX);
     client
@@ -137,7 +157,7 @@ async fn run_call(
         .map_err(|error| Status::unavailable(error.to_string()))?;
     let path = PathAndQuery::from_static("/text_gen.shard.v1.Shard/Run");
     let response = client
-        .streaming(Request::new(plans), path, PlanCodec)
+        .streaming(Request::new(requests), path, PlanCodec)
         .await?;
     Ok(response.into_inner())
 }

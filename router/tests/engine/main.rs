@@ -3,7 +3,9 @@
 // Helpers of tests may unwrap too.
 #![allow(clippy::unwrap_used)]
 
+mod fixture;
 mod scripted_shard;
 
+mod masks;
 mod shards;
 mod step_loop;

@@ -96,6 +96,8 @@ struct State {
     answers: Semaphore,
     arrived: Mutex<Vec<proto::StepPlan>>,
     num_arrived: watch::Sender<usize>,
+    /// Those that came after their plans, by step and sequence.
+    masks: watch::Sender<HashMap<(u64, u64), Vec<u8>>>,
     mirrors: Mutex<Mirrors>,
     tasks: Mutex<JoinSet<()>>,
 }
@@ -131,6 +133,7 @@ impl ScriptedShard {
             answers: Semaphore::new(permits),
             arrived: Mutex::default(),
             num_arrived,
+            masks: watch::channel(HashMap::new()).0,
             mirrors: Mutex::default(),
             tasks: Mutex::default(),
         });
@@ -160,6 +163,22 @@ impl ScriptedShard {
         let arrived = tokio::time::timeout(PATIENCE, arrived).await;
         arrived.expect("the plan never came").unwrap();
         self.state.arrived.lock().unwrap().clone()
+    }
+
+    /// The mask that came after its plan, once it has.
+    pub async fn late_mask(&self, step_id: u64, sequence_id: u64) -> Vec<u8> {
+        let mut masks = self.state.masks.subscribe();
+        let key = (step_id, sequence_id);
+        let arrived = masks.wait_for(|masks| masks.contains_key(&key));
+        let arrived = tokio::time::timeout(PATIENCE, arrived).await;
+        arrived.expect("the mask never came").unwrap()[&key].clone()
+    }
+
+    /// How often a sequence was given in full.
+    pub fn num_times_new(&self, sequence_id: u64) -> usize {
+        let arrived = self.state.arrived.lock().unwrap();
+        let new = arrived.iter().flat_map(|plan| &plan.new_sequences);
+        new.filter(|new| new.sequence_id == sequence_id).count()
     }
 
     pub fn num_plans(&self) -> usize {
@@ -234,7 +253,7 @@ impl Shard for Service {
 
     async fn run(
         &self,
-        request: Request<Streaming<proto::StepPlan>>,
+        request: Request<Streaming<proto::RunRequest>>,
     ) -> Result<Response<Results>, Status> {
         let (plans, waiting) = mpsc::channel(8);
         let (results, answers) = mpsc::channel(8);
@@ -259,10 +278,21 @@ impl Shard for Service {
 /// Notes plans as they arrive, while earlier ones may still be held.
 async fn receive(
     state: Arc<State>,
-    mut stream: Streaming<proto::StepPlan>,
+    mut stream: Streaming<proto::RunRequest>,
     plans: mpsc::Sender<proto::StepPlan>,
 ) {
-    while let Ok(Some(plan)) = stream.message().await {
+    while let Ok(Some(message)) = stream.message().await {
+        let plan = match message.request.unwrap() {
+            proto::run_request::Request::Plan(plan) => plan,
+            proto::run_request::Request::LateMasks(late) => {
+                for mask in late.masks {
+                    state.masks.send_modify(|masks| {
+                        masks.insert((late.step_id, mask.sequence_id), mask.allowed);
+                    });
+                }
+                continue;
+            }
+        };
         state.arrived.lock().unwrap().push(plan.clone());
         state.num_arrived.send_modify(|arrived| *arrived += 1);
         if plans.send(plan).await.is_err() {
@@ -281,8 +311,9 @@ async fn answer(
         let result = if state.script.fails_at_step == Some(plan.step_id) {
             Err("out of memory".to_string())
         } else {
+            let masks = state.masks_of(&plan).await;
             let mut mirrors = state.mirrors.lock().unwrap();
-            mirrors.execute(&plan, &state.script)
+            mirrors.execute(&plan, &masks, &state.script)
         };
         if results
             .send(result.map_err(Status::internal))
@@ -294,10 +325,50 @@ async fn answer(
     }
 }
 
+/// What sequences may sample in a step; any token where nothing is said.
+type Masks = HashMap<u64, Vec<u8>>;
+
+impl State {
+    /// All masks of a plan, once they are there.
+    async fn masks_of(&self, plan: &proto::StepPlan) -> Masks {
+        let mut masks: Masks = HashMap::new();
+        for mask in &plan.masks {
+            masks.insert(mask.sequence_id, mask.allowed.clone());
+        }
+        let missing = |row: &&proto::Row| row.masked && !masks.contains_key(&row.sequence_id);
+        let rows = plan.rows.iter().filter(missing);
+        let missing: Vec<u64> = rows.map(|row| row.sequence_id).collect();
+        if self.script.rank == 0 {
+            let mut late = self.masks.subscribe();
+            let step_id = plan.step_id;
+            let late = late
+                .wait_for(|late| missing.iter().all(|id| late.contains_key(&(step_id, *id))))
+                .await
+                .unwrap();
+            masks.extend(
+                missing
+                    .iter()
+                    .map(|id| (*id, late[&(step_id, *id)].clone())),
+            );
+        }
+        masks
+    }
+}
+
+/// The first token from `token` on that the mask allows.
+fn allowed_from(token: u32, mask: &[u8]) -> u32 {
+    let is_allowed = |id: &u32| mask.is_empty() || mask[*id as usize / 8] >> (id % 8) & 1 == 1;
+    (token..VOCAB_SIZE)
+        .chain(0..token)
+        .find(is_allowed)
+        .unwrap()
+}
+
 impl Mirrors {
     fn execute(
         &mut self,
         plan: &proto::StepPlan,
+        masks: &Masks,
         script: &Script,
     ) -> Result<proto::StepResult, String> {
         if self.last_step_id != 0 && plan.step_id != self.last_step_id + 1 {
@@ -327,7 +398,8 @@ impl Mirrors {
         }
         let mut rows = Vec::new();
         for row in &plan.rows {
-            rows.extend(self.execute_row(row, script)?);
+            let mask = masks.get(&row.sequence_id).map_or(&[][..], Vec::as_slice);
+            rows.extend(self.execute_row(row, mask, script)?);
         }
         Ok(proto::StepResult {
             step_id: plan.step_id,
@@ -339,6 +411,7 @@ impl Mirrors {
     fn execute_row(
         &mut self,
         row: &proto::Row,
+        mask: &[u8],
         script: &Script,
     ) -> Result<Option<proto::RowResult>, String> {
         let id = row.sequence_id;
@@ -382,7 +455,7 @@ impl Mirrors {
         let outcome = if end < sequence.tokens.len() {
             None
         } else {
-            let token_id = next_token(&history);
+            let token_id = allowed_from(next_token(&history), mask);
             // Also after an error, because the next plan may be here already and has a row for it.
             sequence.tokens.push(token_id);
             Some(if script.numerical_errors.contains(&id) {

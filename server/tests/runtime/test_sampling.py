@@ -299,3 +299,47 @@ def test_the_most_likely_tokens_come_in_order_and_of_equals_the_lower_id_first()
     values = random_logits(3, 2000)
     assert most_likely(values, 20).tolist() == values.topk(20).indices.tolist()
     assert most_likely(values, 0).shape == (3, 0)
+
+
+def mask(*token_ids: int, vocabulary: int = 100) -> bytes:
+    """One bit each, in whole words of 32."""
+    return sum(1 << token_id for token_id in token_ids).to_bytes(-(-vocabulary // 32) * 4, "little")
+
+
+def test_a_masked_row_takes_the_most_likely_token_that_its_mask_allows() -> None:
+    logits = random_logits(3, 100)
+    before = logits.clone()
+    allowed = (0, 31, 32, 99)
+    samples = sample(logits, [row()] * 3, {1: mask(*allowed)})
+    free = sample(logits, [row()] * 3)
+    assert samples.token_ids[1] == max(allowed, key=lambda token_id: logits[1, token_id].item())
+    assert samples.token_ids[[0, 2]].equal(free.token_ids[[0, 2]])
+    among = logits[1, list(allowed)].log_softmax(-1)
+    assert samples.logprobs[1].item() == pytest.approx(among.max().item(), abs=1e-5), "of the model's distribution among them"
+    assert samples.logprobs[0] == free.logprobs[0]
+    assert logits.equal(before)
+
+
+@pytest.mark.parametrize("parameters", [SAMPLED, EVERYTHING, replace(SAMPLED, top_p=0.1), replace(SAMPLED, typical_p=0.2)])
+def test_a_masked_row_draws_only_what_its_mask_allows_and_all_of_it(parameters: SamplingParameters) -> None:
+    logits = random_logits(1, 100).expand(300, -1)
+    rows = [row(replace(parameters, seed=n, min_new_tokens=0)) for n in range(300)]
+    samples = sample(logits, rows, dict.fromkeys(range(300), mask(7, 50, 64)))
+    assert set(samples.token_ids.tolist()) <= {7, 50, 64}
+    assert samples.is_finite.all()
+    if parameters is SAMPLED:
+        share = torch.bincount(samples.token_ids, minlength=100)[[7, 50, 64]] / 300
+        assert share.allclose(logits[0, [7, 50, 64]].softmax(-1), atol=0.1)
+
+
+def test_a_masked_row_that_allows_one_token_gives_it_whatever_else_is_asked() -> None:
+    logits = random_logits(1, 100)
+    parameters = replace(EVERYTHING, logit_bias=((5, -100.0),), end_token_ids=(5,))
+    assert sample(logits, [row(parameters)], {0: mask(5)}).token_ids.tolist() == [5]
+
+
+def test_a_mask_of_every_token_changes_nothing() -> None:
+    logits = random_logits(4, 100)
+    rows = [row(replace(EVERYTHING, seed=n)) for n in range(4)]
+    everything = dict.fromkeys(range(4), mask(*range(100)))
+    assert sample(logits, rows, everything).token_ids.equal(sample(logits, rows).token_ids)

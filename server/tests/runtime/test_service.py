@@ -1,6 +1,7 @@
 """A shard over a real unix socket: the protocol of `shard.proto`, its refusals, and its ends."""
 
 import json
+import math
 import queue
 import signal
 import stat
@@ -57,13 +58,19 @@ class Stream:
     """One Run call; `send` does not wait."""
 
     def __init__(self, shard: Shard) -> None:
-        self.plans: queue.SimpleQueue[pb.StepPlan | None] = queue.SimpleQueue()
-        self.call = shard.stub.Run(iter(self.plans.get, None), timeout=60)
+        self.requests: queue.SimpleQueue[pb.RunRequest | None] = queue.SimpleQueue()
+        self.call = shard.stub.Run(iter(self.requests.get, None), timeout=60)
         self.step_id = 0
 
-    def send(self, *rows: pb.Row, add: tuple[pb.NewSequence, ...] = (), forget: tuple[int, ...] = ()) -> None:
+    def send(self, *rows: pb.Row, add: tuple[pb.NewSequence, ...] = (), **more: Any) -> None:
         self.step_id += 1
-        self.plans.put(pb.StepPlan(step_id=self.step_id, rows=rows, new_sequences=add, forget=forget))
+        self.send_plan(pb.StepPlan(step_id=self.step_id, rows=rows, new_sequences=add, **more))
+
+    def send_plan(self, plan: pb.StepPlan) -> None:
+        self.requests.put(pb.RunRequest(plan=plan))
+
+    def send_late(self, step_id: int, *masks: pb.TokenMask) -> None:
+        self.requests.put(pb.RunRequest(late_masks=pb.StepMasks(step_id=step_id, masks=masks)))
 
     def receive(self) -> pb.StepResult:
         return next(self.call)
@@ -75,7 +82,7 @@ class Stream:
         return caught.value.code()
 
     def end(self) -> None:
-        self.plans.put(None)
+        self.requests.put(None)
         assert list(self.call) == []
 
 
@@ -84,8 +91,14 @@ def new(sequence_id: int, tokens: list[int] = PROMPT, sampling: dict[str, Any] =
     return pb.NewSequence(sequence_id=sequence_id, token_ids=tokens, **fields)
 
 
-def row(sequence_id: int, count: int = 1, *blocks: int) -> pb.Row:
-    return pb.Row(sequence_id=sequence_id, num_scheduled_tokens=count, new_block_ids=blocks)
+def row(sequence_id: int, count: int = 1, *blocks: int, masked: bool = False) -> pb.Row:
+    return pb.Row(sequence_id=sequence_id, num_scheduled_tokens=count, new_block_ids=blocks, masked=masked)
+
+
+def only(sequence_id: int, *token_ids: int) -> pb.TokenMask:
+    """The mask that allows these tokens."""
+    bits = sum(1 << token_id for token_id in token_ids)
+    return pb.TokenMask(sequence_id=sequence_id, allowed=bits.to_bytes(4096 // 8, "little"))
 
 
 def generate(shard: Shard, count: int, *, sampling: dict[str, Any], ids: tuple[int, ...] = (1,)) -> list[list[int]]:
@@ -111,7 +124,7 @@ def shard(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     shard = Shard(demo_folder, tmp_path_factory.mktemp("shard"))
     shard.info()
     with pytest.raises(grpc.RpcError) as caught:
-        next(shard.stub.Run(iter([pb.StepPlan(step_id=1)])))
+        next(shard.stub.Run(iter([pb.RunRequest(plan=pb.StepPlan(step_id=1))])))
     assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
     shard.prepare()
     yield shard
@@ -174,6 +187,59 @@ def test_prompt_logprobs_and_top_tokens_cross_the_wire(shard: Shard) -> None:
     stream.end()
 
 
+def test_a_masked_row_samples_what_its_mask_allows_whether_the_mask_comes_with_the_plan_or_after_it(shard: Shard) -> None:
+    stream = Stream(shard)
+    stream.send(row(1, 5, 0, masked=True), row(2, 5, 1), add=(new(1), new(2)), masks=[only(1, 70)])
+    stream.send(row(1, masked=True), row(2))
+    free = [[row.token.token_id for row in stream.receive().rows]]
+    assert free[0][0] == 70
+    stream.send(row(1, masked=True), row(2))
+    stream.send_late(2, only(1, 71))
+    stream.send_late(3, only(1, 72, 73))
+    free += [[row.token.token_id for row in stream.receive().rows] for _ in range(2)]
+    assert free[1][0] == 71
+    assert free[2][0] in (72, 73)
+    stream.send(forget=(1, 2))
+    stream.receive()
+    stream.end()
+    assert [tokens[1] for tokens in free] == generate(shard, 3, sampling=GREEDY)[0], "the row beside it is not touched"
+
+
+def test_top_tokens_are_those_that_the_mask_allows(shard: Shard) -> None:
+    stream = Stream(shard)
+    stream.send(row(1, 5, 0, masked=True), add=(new(1, sampling={**GREEDY, "num_top_tokens": 4}),), masks=[only(1, 70, 90)])
+    token = stream.receive().rows[0].token
+    stream.end()
+    assert {top.token_id for top in token.top_tokens} == {70, 90}
+    assert sum(math.exp(top.logprob) for top in token.top_tokens) == pytest.approx(1)
+
+
+def test_an_empty_mask_allows_every_token(shard: Shard) -> None:
+    stream = Stream(shard)
+    stream.send(row(1, 5, 0, masked=True), add=(new(1),))
+    stream.send_late(1, pb.TokenMask(sequence_id=1))
+    token = stream.receive().rows[0].token.token_id
+    stream.end()
+    assert [token] == generate(shard, 1, sampling=GREEDY)[0]
+
+
+def test_a_step_that_waits_for_a_mask_ends_with_its_stream(shard: Shard) -> None:
+    stream = Stream(shard)
+    stream.send(row(1, 5, 0, masked=True), add=(new(1),))
+    wait_until(lambda: shard.num_sequences() == 1)
+    stream.call.cancel()
+    wait_until(lambda: shard.num_sequences() == 0)
+    assert len(generate(shard, 2, sampling=GREEDY)[0]) == 2
+
+
+def test_a_late_mask_of_the_wrong_size_ends_the_stream(shard: Shard) -> None:
+    stream = Stream(shard)
+    stream.send(row(1, 5, 0, masked=True), add=(new(1),))
+    stream.send_late(1, pb.TokenMask(sequence_id=1, allowed=b"\xff"))
+    assert stream.status() == grpc.StatusCode.INVALID_ARGUMENT
+    assert shard.num_sequences() == 0
+
+
 BAD_PLANS: dict[str, dict[str, Any]] = {
     "token id": {"rows": [row(9, 1, 0)], "new_sequences": [new(9, [4096])]},
     "block id": {"rows": [row(9, 5, 1 << 31)], "new_sequences": [new(9)]},
@@ -184,6 +250,7 @@ BAD_PLANS: dict[str, dict[str, Any]] = {
     "too much scheduled": {"rows": [row(9, 6, 0)], "new_sequences": [new(9)]},
     "no blocks": {"rows": [row(9, 5)], "new_sequences": [new(9)]},
     "not a number": {"rows": [row(9, 5, 0)], "new_sequences": [new(9, sampling={**GREEDY, "temperature": float("nan")})]},
+    "mask of another vocabulary": {"new_sequences": [new(9)], "masks": [pb.TokenMask(sequence_id=9, allowed=b"1234")]},
     "sampling parameters left out": {"rows": [row(9, 5, 0)], "new_sequences": [pb.NewSequence(sequence_id=9, token_ids=[1])]},
 }
 
@@ -191,8 +258,8 @@ BAD_PLANS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("bad", BAD_PLANS.values(), ids=BAD_PLANS)
 def test_a_bad_plan_ends_the_stream_and_the_next_stream_starts_clean(shard: Shard, bad: dict[str, Any]) -> None:
     stream = Stream(shard)
-    stream.plans.put(pb.StepPlan(step_id=1, **bad))
-    stream.plans.put(pb.StepPlan(step_id=777))  # waits behind it, and is never run
+    stream.send_plan(pb.StepPlan(step_id=1, **bad))
+    stream.send_plan(pb.StepPlan(step_id=777))  # waits behind it, and is never run
     assert stream.status() == grpc.StatusCode.INVALID_ARGUMENT
     assert shard.stub.Health(pb.HealthRequest(), timeout=10).last_step_id != 777
     assert shard.num_sequences() == 0

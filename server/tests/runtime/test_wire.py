@@ -37,7 +37,8 @@ def test_a_plan_arrives_as_it_was_sent() -> None:
                 sampling=pb.SamplingParameters(**SAMPLING, logit_bias=bias),
             )
         ],
-        rows=[pb.Row(sequence_id=12, num_scheduled_tokens=16, new_block_ids=[17, 18])],
+        rows=[pb.Row(sequence_id=12, num_scheduled_tokens=16, new_block_ids=[17, 18], masked=True)],
+        masks=[pb.TokenMask(sequence_id=12, allowed=b"\x01\x00\x00\x80")],
     )
     sequence = NewSequence(
         sequence_id=12,
@@ -46,9 +47,10 @@ def test_a_plan_arrives_as_it_was_sent() -> None:
         num_computed_tokens=1,
         sampling=SamplingParameters(**SAMPLING, logit_bias=((8, -1.5),)),
     )
-    row = Row(sequence_id=12, num_scheduled_tokens=16, new_block_ids=(17, 18))
+    row = Row(sequence_id=12, num_scheduled_tokens=16, new_block_ids=(17, 18), masked=True)
     received = plan_from_message(pb.StepPlan.FromString(message.SerializeToString()))
-    assert received == StepPlan(step_id=9, forget=(10, 11), new_sequences=(sequence,), rows=(row,))
+    masks = ((12, b"\x01\x00\x00\x80"),)
+    assert received == StepPlan(step_id=9, forget=(10, 11), new_sequences=(sequence,), rows=(row,), masks=masks)
 
 
 def test_a_result_arrives_as_it_was_sent() -> None:

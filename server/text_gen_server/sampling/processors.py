@@ -1,10 +1,11 @@
-"""Logits processors: penalties, logit bias and the ban of end tokens, batched over the rows that ask for them.
+"""Logits processors: penalties, logit bias, the ban of end tokens and masks, batched over the rows that ask for them.
 
 They run in this order, before temperature and filters. Must never touch the raw logits, which the log-probabilities are taken
-from, and never leave infinity or NaN behind where there was none.
+from, and never leave NaN behind, nor infinity where no mask forbids the token.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,6 +54,20 @@ def process(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     logits.clamp_(-LARGEST, LARGEST)
     if banned:
         _ban_end_tokens(logits, rows, banned)
+    return logits
+
+
+def apply_masks(logits: Tensor, masks: Mapping[int, bytes]) -> Tensor:
+    """A copy of `logits` ([N, V] float32) with minus infinity for every token that the mask of its row leaves out.
+
+    masks: index in N -> at least V bits, lowest bit of the first byte first; at least one of them is set
+    """
+    chosen = list(masks)
+    packed = np.stack([np.frombuffer(masks[n], dtype=np.uint8) for n in chosen])
+    allowed = np.unpackbits(packed, axis=1, count=logits.shape[-1], bitorder="little").view(np.bool_)
+    index = torch.tensor(chosen, device=logits.device)
+    logits = logits.clone()
+    logits[index] = logits[index].masked_fill_(~torch.from_numpy(allowed).to(logits.device), -math.inf)
     return logits
 
 

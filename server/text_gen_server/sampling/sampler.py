@@ -3,14 +3,14 @@
 There is no generator state, and no row depends on another: a batch of 8 gives the tokens of 8 alone, for equal logits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from text_gen_server.sampling.filters import filter_logits
-from text_gen_server.sampling.processors import SamplingRow, process
+from text_gen_server.sampling.processors import SamplingRow, apply_masks, process
 from text_gen_server.sampling.rng import to_signed, uniform
 
 
@@ -19,20 +19,23 @@ class Samples:
     """One choice per row, still on the device."""
 
     token_ids: Tensor  # [N] int64; 0 where the row is not finite
-    logprobs: Tensor  # [N] float32, log_softmax of the raw logits
+    logprobs: Tensor  # [N] float32, log_softmax of the raw logits, among the allowed tokens where there is a mask
     is_finite: Tensor  # [N] bool; False: the logits held NaN or infinity
     top_token_ids: Tensor  # [N, K] int64, most likely first; K = most asked for by a row
-    top_logprobs: Tensor  # [N, K] float32
+    top_logprobs: Tensor  # [N, K] float32; minus infinity where a mask allows fewer than K
 
 
-def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Samples:
+def sample(logits: Tensor, rows: Sequence[SamplingRow], masks: Mapping[int, bytes] | None = None) -> Samples:
     """Draws the next token of each row; the most likely one where a row does not sample (the first, of equals).
 
     logits: [N, V] float32, raw
+    masks:  index in N -> the tokens that row may have, one bit each, lowest bit of the first byte first
     """
     # NaN and infinity survive a sum, and one sum is far cheaper than a look at every number.
     is_finite = logits.sum(-1).isfinite()
     processed = process(logits, rows)
+    if masks:
+        processed, logits = apply_masks(processed, masks), apply_masks(logits, masks)
     token_ids = processed.argmax(-1)
     drawn = [n for n, row in enumerate(rows) if row.parameters.do_sample]
     if drawn:

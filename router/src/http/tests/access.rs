@@ -226,17 +226,9 @@ async fn what_is_not_supported_yet_says_so() {
     let tool = json!([{"type": "function", "function": {"name": "f"}}]);
     let generate = |parameters: Value| json!({"inputs": "a", "parameters": parameters});
     for (path, body) in [
-        (
-            "/generate",
-            generate(json!({"grammar": {"type": "regex", "value": "a"}})),
-        ),
         ("/generate", generate(json!({"adapter_id": "a"}))),
         ("/generate", generate(json!({"watermark": true}))),
-        ("/v1/chat/completions", chat(json!({"tools": tool}))),
-        (
-            "/v1/chat/completions",
-            chat(json!({"response_format": {"type": "json_object"}})),
-        ),
+        ("/v1/chat/completions", chat(json!({"thinking_budget": 3}))),
     ] {
         let reply = server.post(path, &body).await;
         assert_eq!(reply.status, 422, "{body}");

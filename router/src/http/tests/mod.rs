@@ -8,6 +8,7 @@ mod recorded;
 mod sockets;
 mod streams;
 mod tokens;
+mod tools;
 
 use std::sync::Arc;
 
