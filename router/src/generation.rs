@@ -105,7 +105,9 @@ impl Generator {
             let tokens = self.engine.submit(sequence, valid.constraint(idx))?;
             let stop = valid.stop.clone();
             let tokenizer = self.tokenizer.clone();
-            let text = SequenceText::new(tokenizer, &valid.prompt_ids, stop, valid.keep_stop_text);
+            let format = valid.message_format.clone();
+            let keep = valid.keep_stop_text;
+            let text = SequenceText::new(tokenizer, &valid.prompt_ids, stop, keep, format);
             sequences.push(follow(idx, tokens, text));
         }
         Ok(GenerationStream {

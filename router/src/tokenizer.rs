@@ -140,6 +140,12 @@ impl Tokenizer {
         &self.inner
     }
 
+    /// The special token of that name.
+    pub fn special_id(&self, name: &str) -> Option<u32> {
+        let id = self.inner.token_to_id(name);
+        id.filter(|id| self.is_special(*id))
+    }
+
     pub fn is_special(&self, id: u32) -> bool {
         self.special_ids.contains(&id)
     }
@@ -337,6 +343,25 @@ pub(crate) mod tests {
 
     pub(crate) fn compat_folder() -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/compat")
+    }
+
+    /// The same with further tokens behind the others.
+    pub(crate) fn compat_with(added: &[(&str, bool)]) -> Arc<Tokenizer> {
+        let text = std::fs::read_to_string(compat_folder().join("tokenizer.json")).unwrap();
+        let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let tokens = json["added_tokens"].as_array_mut().unwrap();
+        for (idx, (text, special)) in added.iter().enumerate() {
+            tokens.push(serde_json::json!({
+                "id": 2048 + idx, "content": text, "special": special,
+                "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+            }));
+        }
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("tokenizer.json"), json.to_string()).unwrap();
+        for name in ["tokenizer_config.json", "generation_config.json"] {
+            std::fs::copy(compat_folder().join(name), folder.path().join(name)).unwrap();
+        }
+        Arc::new(Tokenizer::load(folder.path(), None).unwrap())
     }
 
     fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {

@@ -1,5 +1,7 @@
 //! Plain types that several modules of the router share. No logic, no JSON, no protobuf.
 
+pub mod message_format;
+
 use std::sync::Arc;
 
 /// A key that opens the server, and the name that metrics know its holder by.
@@ -58,6 +60,16 @@ pub enum Prompt {
     Chat(Chat),
 }
 
+impl Prompt {
+    /// What the model may call.
+    pub fn tools(&self) -> Option<&ToolUse> {
+        match self {
+            Self::Chat(chat) => chat.tools.as_ref(),
+            Self::Text(_) | Self::TokenIds(_) => None,
+        }
+    }
+}
+
 /// A conversation for the model's chat template.
 #[derive(Debug)]
 pub struct Chat {
@@ -80,6 +92,8 @@ pub struct ToolUse {
     pub choice: ToolChoice,
     /// More than one call in an answer.
     pub parallel: bool,
+    /// What the model is told about calling, in place of our words.
+    pub prompt: Option<String>,
 }
 
 #[derive(Clone, Debug)]

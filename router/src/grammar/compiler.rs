@@ -11,10 +11,12 @@ use llguidance::toktrie::InferenceCapabilities;
 use llguidance::{Logger, Matcher, ParserFactory};
 
 use super::constraint::Constraint;
+use super::tool_grammar::tool_grammar;
 use super::vocabulary::token_environment;
-use super::{GrammarError, schema};
+use super::{GrammarError, schema, tool_schema};
 use crate::tokenizer::Tokenizer;
-use crate::types::Grammar;
+use crate::types::message_format::MessageFormat;
+use crate::types::{Grammar, Tool, ToolUse};
 
 /// Longest text of a grammar.
 const MAX_GRAMMAR_BYTES: usize = 512 * 1024;
@@ -68,11 +70,40 @@ impl GrammarCompiler {
         self.compile_top_level(grammar)
     }
 
-    /// The same for what is llguidance's own form already.
-    pub(super) fn compile_top_level(
+    /// The same for an answer that may hold reasoning and calls of tools beside its content.
+    pub fn compile_answer(
         &self,
-        grammar: TopLevelGrammar,
+        format: &MessageFormat,
+        tools: Option<&ToolUse>,
+        content: Option<&Grammar>,
     ) -> Result<Constraint, GrammarError> {
+        content.map_or(Ok(()), check_size)?;
+        let tool_list = tools.map_or(&[][..], |tools| &tools.tools);
+        let bytes = tool_list.iter().map(|tool| tool.parameters.len()).sum();
+        check_bytes(bytes)?;
+        let grammar = tool_grammar(format, tools, content, &self.tokenizer)?;
+        self.compile_top_level(grammar)
+            .map_err(|error| self.blame(error, tool_list))
+    }
+
+    /// The same error of the tool alone, if one has it.
+    fn blame(&self, error: GrammarError, tools: &[Tool]) -> GrammarError {
+        let own_error = |tool: &Tool| {
+            let schema = tool_schema::arguments(tool).ok()?;
+            let grammar = TopLevelGrammar::from_json_schema(schema);
+            match self.compile_top_level(grammar) {
+                Err(GrammarError::Invalid(reason)) => {
+                    Some(format!("tool `{}`: {reason}", tool.name))
+                }
+                _ => None,
+            }
+        };
+        let blamed = tools.iter().find_map(own_error);
+        blamed.map_or(error, GrammarError::Invalid)
+    }
+
+    /// The same for what is llguidance's own form already.
+    fn compile_top_level(&self, grammar: TopLevelGrammar) -> Result<Constraint, GrammarError> {
         let factory = self.factory()?;
         let end_token_ids: Arc<[u32]> = self.tokenizer.end_token_ids().into();
         let running = Running::start(&self.num_running)?;
@@ -150,13 +181,18 @@ fn check_size(grammar: &Grammar) -> Result<(), GrammarError> {
             (choices.iter().map(String::len).sum(), 0)
         }
     };
+    check_bytes(bytes)?;
+    if depth > MAX_NESTING {
+        let message = format!("brackets must be nested at most {MAX_NESTING} deep. Given: {depth}");
+        return Err(GrammarError::TooComplex(message));
+    }
+    Ok(())
+}
+
+fn check_bytes(bytes: usize) -> Result<(), GrammarError> {
     if bytes > MAX_GRAMMAR_BYTES {
         let message =
             format!("a grammar must have at most {MAX_GRAMMAR_BYTES} bytes. Given: {bytes}");
-        return Err(GrammarError::TooComplex(message));
-    }
-    if depth > MAX_NESTING {
-        let message = format!("brackets must be nested at most {MAX_NESTING} deep. Given: {depth}");
         return Err(GrammarError::TooComplex(message));
     }
     Ok(())
@@ -177,7 +213,7 @@ fn nesting(text: &str) -> usize {
     deepest
 }
 
-fn top_level(grammar: &Grammar) -> Result<TopLevelGrammar, GrammarError> {
+pub(super) fn top_level(grammar: &Grammar) -> Result<TopLevelGrammar, GrammarError> {
     Ok(match grammar {
         Grammar::JsonSchema(text) => TopLevelGrammar::from_json_schema(schema::read(text)?),
         Grammar::JsonObject => TopLevelGrammar::from_json_schema(schema::any_object()?),

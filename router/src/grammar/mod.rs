@@ -7,6 +7,8 @@ mod compiler;
 mod constraint;
 mod formats;
 mod schema;
+mod tool_grammar;
+mod tool_schema;
 mod vocabulary;
 
 pub use compiler::GrammarCompiler;

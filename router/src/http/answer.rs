@@ -26,6 +26,8 @@ pub struct Usage {
     pub num_cached_tokens: u32,
     /// Over all sequences.
     pub generated_tokens: usize,
+    /// Of these, what the model thought before it answered.
+    pub reasoning_tokens: usize,
     pub total: Duration,
     pub validation: Duration,
     pub queue: Duration,
@@ -38,6 +40,7 @@ impl Usage {
         self.prompt_tokens += other.prompt_tokens;
         self.num_cached_tokens += other.num_cached_tokens;
         self.generated_tokens += other.generated_tokens;
+        self.reasoning_tokens += other.reasoning_tokens;
         self.total = self.total.max(other.total);
         self.validation = self.validation.max(other.validation);
         self.queue = self.queue.max(other.queue);
@@ -105,8 +108,9 @@ impl Running {
                 self.admitted.get_or_insert(*at);
                 self.usage.num_cached_tokens = self.usage.num_cached_tokens.max(*num_cached_tokens);
             }
-            Progress::Text(_) => {
+            Progress::Text(delta) => {
                 self.usage.generated_tokens += 1;
+                self.usage.reasoning_tokens += usize::from(delta.reasoning);
                 self.metrics.token(idx);
             }
             Progress::PromptLogprobs(_) => {}

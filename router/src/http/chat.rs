@@ -1,5 +1,7 @@
 //! `/v1/chat/completions`: messages in, a message or its pieces out, in OpenAI's shapes as TGI wrote them.
 
+use std::collections::HashSet;
+
 use axum::Json;
 use axum::http::HeaderMap;
 use axum::response::sse::Event;
@@ -7,11 +9,12 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::answer::{self, Call, CollectedSequence, Message, Step};
+use super::answer::{self, CollectedSequence, Step};
 use super::body::{JsonBody, Object};
 use super::chat_body::{self, ChatBody};
+use super::chat_message::{AssistantMessage, finish_reason};
 use super::errors::ApiError;
-use super::openai::{self, Identity, SYSTEM_FINGERPRINT, Usage};
+use super::openai::{Identity, SYSTEM_FINGERPRINT, Usage};
 use super::openapi::TAG;
 use super::openapi::described::{ChatCompletionDelta, OutputMessage, StopReason};
 use super::openapi::refusals::OfGenerations;
@@ -19,7 +22,7 @@ use super::sse::{self, EventWriter};
 use super::{App, Ready, metrics};
 use crate::generation::Progress;
 use crate::input::ValidationError;
-use crate::output::{TextDelta, Token};
+use crate::output::{MessagePart, TextDelta, Token};
 use crate::types::Request;
 
 /// Answer a conversation, in the form of OpenAI's chat completions
@@ -44,6 +47,7 @@ pub(super) async fn respond(app: &App, body: ChatBody) -> Response {
     let form = Form {
         identity: Identity::new(app, "chatcmpl", body.model.clone()),
         logprobs: body.logprobs.unwrap_or(false),
+        has_tools: body.tools.as_ref().is_some_and(|tools| !tools.is_empty()),
         include_usage: matches!(&body.stream_options, Some(Object(options)) if options.include_usage == Some(true)),
     };
     let streamed = body.stream.unwrap_or(false);
@@ -79,6 +83,7 @@ struct Form {
     identity: Identity,
     logprobs: bool,
     include_usage: bool,
+    has_tools: bool,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -103,31 +108,6 @@ struct Choice {
     logprobs: Option<Logprobs>,
     #[schema(value_type = StopReason)]
     finish_reason: &'static str,
-}
-
-#[derive(Serialize)]
-struct AssistantMessage {
-    role: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    content: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reasoning_content: Option<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    tool_calls: Vec<ToolCall>,
-}
-
-#[derive(Serialize)]
-struct ToolCall {
-    id: String,
-    #[serde(rename = "type")]
-    kind: &'static str,
-    function: CalledFunction,
-}
-
-#[derive(Serialize)]
-struct CalledFunction {
-    name: String,
-    arguments: String,
 }
 
 /// A piece of one choice of a streamed answer, or, without choices, what the answer took.
@@ -193,32 +173,6 @@ impl From<Token> for TokenLogprob {
     }
 }
 
-/// Content is left out only where there are calls instead.
-fn message(message: Message) -> AssistantMessage {
-    let has_content = message.calls.is_empty() || !message.content.is_empty();
-    let call = |call: Call| ToolCall {
-        id: openai::unique_id("call"),
-        kind: "function",
-        function: CalledFunction {
-            name: call.name,
-            arguments: call.arguments,
-        },
-    };
-    AssistantMessage {
-        role: "assistant",
-        content: has_content.then_some(message.content),
-        reasoning_content: (!message.reasoning.is_empty()).then_some(message.reasoning),
-        tool_calls: message.calls.into_iter().map(call).collect(),
-    }
-}
-
-fn delta(content: String) -> AssistantMessage {
-    message(Message {
-        content,
-        ..Message::default()
-    })
-}
-
 async fn whole(
     app: &App,
     form: Form,
@@ -229,11 +183,11 @@ async fn whole(
     answer::insert_compute_time(&mut headers, &collected.usage);
     let choice = |(index, sequence): (usize, CollectedSequence)| Choice {
         index,
-        message: message(sequence.message),
+        finish_reason: finish_reason(sequence.finish, !sequence.message.calls.is_empty()),
+        message: sequence.message.into(),
         logprobs: form.logprobs.then(|| Logprobs {
             content: sequence.tokens.into_iter().map(Into::into).collect(),
         }),
-        finish_reason: openai::finish_reason(sequence.finish),
     };
     let completion = Completion {
         object: "chat.completion",
@@ -262,16 +216,23 @@ async fn stream(app: &App, form: Form, request: Result<Request, ApiError>) -> Re
     sse::respond(
         headers,
         started.map(|answer| answer.steps),
-        ChatWriter(form),
+        ChatWriter {
+            form,
+            called: HashSet::new(),
+        },
     )
 }
 
-/// One chunk for every token, though its text may be empty.
-struct ChatWriter(Form);
+/// One chunk for every token, though its text may be empty; with tools only for those that say something.
+struct ChatWriter {
+    form: Form,
+    /// Sequences that called a tool.
+    called: HashSet<usize>,
+}
 
 impl ChatWriter {
     fn chunk(&self, choices: Vec<ChunkChoice>, usage: Option<Usage>) -> Event {
-        let identity = &self.0.identity;
+        let identity = &self.form.identity;
         sse::event(&Chunk {
             object: "chat.completion.chunk",
             id: &identity.id,
@@ -283,15 +244,24 @@ impl ChatWriter {
         })
     }
 
-    fn choice(&self, index: usize, delta: TextDelta) -> ChunkChoice {
-        ChunkChoice {
+    fn choice(&mut self, index: usize, delta: TextDelta) -> Option<ChunkChoice> {
+        let starts_call = |part: &MessagePart| matches!(part, MessagePart::CallStart { .. });
+        if delta.parts.iter().any(starts_call) {
+            self.called.insert(index);
+        }
+        let says_nothing = delta.parts.is_empty() && delta.finish.is_none();
+        if says_nothing && self.form.has_tools && !self.form.logprobs {
+            return None;
+        }
+        let called = self.called.contains(&index);
+        Some(ChunkChoice {
             index,
-            delta: self::delta(delta.text),
-            logprobs: self.0.logprobs.then(|| Logprobs {
+            delta: AssistantMessage::delta(delta.parts),
+            logprobs: self.form.logprobs.then(|| Logprobs {
                 content: vec![delta.token.into()],
             }),
-            finish_reason: delta.finish.map(openai::finish_reason),
-        }
+            finish_reason: delta.finish.map(|finish| finish_reason(finish, called)),
+        })
     }
 }
 
@@ -299,10 +269,14 @@ impl EventWriter for ChatWriter {
     fn step(&mut self, step: Step) -> Vec<Event> {
         match step {
             Step::Progress(index, Progress::Text(delta)) => {
-                vec![self.chunk(vec![self.choice(index, delta)], None)]
+                let choice = self.choice(index, delta);
+                choice
+                    .map(|choice| self.chunk(vec![choice], None))
+                    .into_iter()
+                    .collect()
             }
             Step::Progress(..) => Vec::new(),
-            Step::Done(usage) if self.0.include_usage => {
+            Step::Done(usage) if self.form.include_usage => {
                 vec![
                     self.chunk(Vec::new(), Some(Usage::new(&usage))),
                     sse::done(),

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use utoipa::ToSchema;
 
 use super::body::{LogitBias, Object, OneOrMany};
+use super::chat_tools::{self, ToolBody, ToolChoiceBody, ToolFields};
 use super::grammar::AnswerFormat;
 use super::openai::{self, StreamOptions};
 use super::openapi::described::{self, AnyFormat};
@@ -77,16 +78,18 @@ pub struct ChatBody {
     response_format: Option<AnswerFormat>,
     /// What the model may call.
     #[schema(value_type = Option<Vec<described::Tool>>)]
-    tools: Option<Vec<Value>>,
+    pub tools: Option<Vec<ToolBody>>,
     /// Whether it may or must call.
     #[schema(value_type = Option<described::ToolChoice>)]
-    tool_choice: Option<Value>,
+    tool_choice: Option<ToolChoiceBody>,
     /// Instructions about the tools, for templates that know none.
-    #[allow(
-        dead_code,
-        reason = "described for clients of TGI; only read together with tools"
-    )]
     tool_prompt: Option<String>,
+    /// Calls of several tools in one answer.
+    parallel_tool_calls: Option<bool>,
+    /// How much a model should think, for templates that know the word.
+    reasoning_effort: Option<String>,
+    /// Most tokens of reasoning.
+    thinking_budget: Option<u64>,
     /// Documents that the chat template shows to the model.
     documents: Option<Vec<Value>>,
     /// Further variables of the chat template.
@@ -110,6 +113,7 @@ struct TypedMessage {
     name: Option<String>,
     tool_calls: Option<Value>,
     tool_call_id: Option<String>,
+    reasoning_content: Option<String>,
 }
 
 #[derive(Deserialize, ToSchema)]
@@ -158,8 +162,15 @@ impl TryFrom<TypedMessage> for Message {
         }
         let others = [
             ("name", typed.name.map(Value::from)),
-            ("tool_calls", typed.tool_calls),
+            (
+                "tool_calls",
+                typed.tool_calls.map(chat_tools::with_arguments_as_objects),
+            ),
             ("tool_call_id", typed.tool_call_id.map(Value::from)),
+            (
+                "reasoning_content",
+                typed.reasoning_content.map(Value::from),
+            ),
         ];
         Ok(Self {
             role: typed.role,
@@ -186,7 +197,7 @@ impl From<Message> for Value {
 }
 
 /// The conversation as the template sees it. A final message of the assistant is continued.
-pub fn conversation(messages: Vec<Object<Message>>) -> Chat {
+fn conversation(messages: Vec<Object<Message>>) -> Chat {
     let last = messages.last().map(|Object(message)| message);
     let continue_final = last
         .filter(|message| message.role == "assistant")
@@ -203,21 +214,38 @@ pub fn conversation(messages: Vec<Object<Message>>) -> Chat {
     }
 }
 
-pub fn request(body: ChatBody, streamed: bool) -> Result<Request, ValidationError> {
-    let no_tools = body.tools.as_ref().is_none_or(Vec::is_empty)
-        || body.tool_choice.as_ref().and_then(Value::as_str) == Some("none");
-    if !no_tools {
-        return Err(ValidationError::Unsupported("tools"));
+impl ChatBody {
+    /// What the template is given, which is taken from the body.
+    pub fn take_chat(&mut self) -> Result<Chat, ValidationError> {
+        let mut chat = conversation(std::mem::take(&mut self.messages));
+        let tools = ToolFields {
+            tools: self.tools.take(),
+            choice: self.tool_choice.take(),
+            parallel: self.parallel_tool_calls,
+            prompt: self.tool_prompt.take(),
+        };
+        chat.tools = tools.into_use()?;
+        chat.reasoning_budget = self.thinking_budget;
+        let documents = self.documents.take().map(Value::from_iter);
+        let effort = self.reasoning_effort.take().map(Value::from);
+        let own = [("documents", documents), ("reasoning_effort", effort)];
+        for (name, value) in own {
+            let value = value.map(|value| (name.to_owned(), value));
+            chat.variables.extend(value);
+        }
+        let given = template_variables(self.chat_template_kwargs.take())?;
+        chat.variables.extend(given);
+        Ok(chat)
+    }
+}
+
+pub fn request(mut body: ChatBody, streamed: bool) -> Result<Request, ValidationError> {
+    let chat = body.take_chat()?;
+    if chat.reasoning_budget.is_some() {
+        return Err(ValidationError::Unsupported("thinking_budget"));
     }
     let format = body.response_format.map(AnswerFormat::into_grammar);
     let grammar = format.transpose()?.flatten();
-    let mut chat = conversation(body.messages);
-    if let Some(documents) = body.documents {
-        let documents = documents.into_iter().collect();
-        chat.variables.push(("documents".to_owned(), documents));
-    }
-    chat.variables
-        .extend(template_variables(body.chat_template_kwargs)?);
     let (mode, temperature) = openai::sampling(body.temperature);
     let parameters = Parameters {
         mode,

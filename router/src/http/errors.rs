@@ -96,6 +96,9 @@ impl From<ValidationError> for ApiError {
 
 impl From<GenerateError> for ApiError {
     fn from(error: GenerateError) -> Self {
+        if let GenerateError::Validation(tool @ ValidationError::ToolNotFound(_)) = &error {
+            return Self::refused(format!("Tool error: {tool}"), "tool_error");
+        }
         let (status, error_type) = match &error {
             GenerateError::Validation(_) => (StatusCode::UNPROCESSABLE_ENTITY, "validation"),
             GenerateError::Overloaded => (StatusCode::TOO_MANY_REQUESTS, "overloaded"),

@@ -211,9 +211,7 @@ pub(super) fn request(
         Some(Object(parameters)) => parameters,
         None => without_parameters(),
     };
-    for (name, asked) in [
-        ("adapter_id", given.adapter_id.is_some()),
-    ] {
+    for (name, asked) in [("adapter_id", given.adapter_id.is_some())] {
         if asked {
             return Err(ValidationError::Unsupported(name));
         }

@@ -9,6 +9,8 @@ mod generate_stream;
 
 mod chat;
 mod chat_body;
+mod chat_message;
+mod chat_tools;
 
 mod completion_stream;
 mod completions;

@@ -31,6 +31,9 @@ pub struct Usage {
     /// Only where the prefix cache helped, so that an answer without it looks like TGI's.
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_tokens_details: Option<PromptTokensDetails>,
+    /// Only where the model marked reasoning.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    completion_tokens_details: Option<CompletionTokensDetails>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
@@ -39,15 +42,23 @@ struct PromptTokensDetails {
     cached_tokens: u32,
 }
 
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+struct CompletionTokensDetails {
+    reasoning_tokens: usize,
+}
+
 impl Usage {
     pub fn new(usage: &answer::Usage) -> Self {
         let cached_tokens = usage.num_cached_tokens;
+        let reasoning_tokens = usage.reasoning_tokens;
         Self {
             prompt_tokens: usage.prompt_tokens,
             completion_tokens: usage.generated_tokens,
             total_tokens: usage.prompt_tokens + usage.generated_tokens,
             prompt_tokens_details: (cached_tokens > 0)
                 .then_some(PromptTokensDetails { cached_tokens }),
+            completion_tokens_details: (reasoning_tokens > 0)
+                .then_some(CompletionTokensDetails { reasoning_tokens }),
         }
     }
 }
@@ -104,6 +115,11 @@ pub fn answering_model(app: &App, asked: Option<String>) -> String {
     asked
         .filter(|name| name != ANY_MODEL)
         .unwrap_or_else(|| app.info.model_id.clone())
+}
+
+/// Of a call of a tool.
+pub fn call_id() -> String {
+    unique_id("call").replacen('-', "_", 1)
 }
 
 /// OpenAI samples unless the temperature is 0.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::body::{JsonBody, Object};
-use super::chat_body::{self, ChatBody};
+use super::chat_body::ChatBody;
 use super::errors::ApiError;
 use super::openapi::TAG;
 use super::openapi::described::TokenizeResponse;
@@ -65,9 +65,9 @@ pub async fn tokenize(
 )]
 pub async fn chat_tokenize(
     Ready(app): Ready,
-    JsonBody(Object(body)): JsonBody<Object<ChatBody>>,
+    JsonBody(Object(mut body)): JsonBody<Object<ChatBody>>,
 ) -> Result<Json<ChatTokens>, ApiError> {
-    let chat = chat_body::conversation(body.messages);
+    let chat = body.take_chat()?;
     let (tokenize_response, templated_text) = tokens(&app, Prompt::Chat(chat)).await?;
     Ok(Json(ChatTokens {
         tokenize_response,

@@ -88,6 +88,8 @@ pub enum ValidationError {
     NoGrammars,
     #[error("tokenizer error {0}")]
     Tokenizer(String),
+    #[error("Tool with name {0} not found")]
+    ToolNotFound(String),
     #[error("{0}")]
     Invalid(String),
 }

@@ -6,6 +6,8 @@ mod error;
 mod parameters;
 mod prompt;
 mod python;
+mod template_traits;
+mod tool_prompt;
 
 pub use error::ValidationError;
 
@@ -17,7 +19,8 @@ use tokio::sync::Semaphore;
 
 use crate::grammar::{Constraint, GrammarCompiler};
 use crate::tokenizer::{TokenSpan, Tokenizer};
-use crate::types::{Grammar, Limits, Prompt, Request};
+use crate::types::message_format::MessageFormat;
+use crate::types::{Grammar, Limits, Prompt, Request, ToolUse};
 use chat_template::ChatTemplates;
 use prompt::Rendered;
 
@@ -31,6 +34,8 @@ pub struct ValidRequest {
     pub max_new_tokens: u32,
     pub stop: Vec<String>,
     pub keep_stop_text: bool,
+    /// How the answer's text becomes a message.
+    pub message_format: MessageFormat,
     constraint: Option<Constraint>,
     end_token_ids: Vec<u32>,
     /// Of the first sequence; the others count its seed up.
@@ -149,7 +154,8 @@ impl Validator {
         let limits = &self.limits;
         let end_token_ids = self.tokenizer.end_token_ids();
         let mut checked = parameters::check(&request, limits, self.vocab_size, end_token_ids)?;
-        let constraint = self.constraint(request.grammar.as_ref())?;
+        let tools = request.prompt.tools().cloned();
+        let mut message_format = MessageFormat::default();
         let (prompt_ids, prompt_chars) = match prompt::render(request.prompt, &self.templates)? {
             Rendered::TokenIds(ids) => {
                 let ids = prompt::check_ids(ids, checked.truncate, self.vocab_size)?;
@@ -158,10 +164,13 @@ impl Validator {
             }
             Rendered::Text(text) => {
                 let ids = prompt::tokenize(&text, checked.truncate, &self.tokenizer, limits)?;
+                message_format = text.message_format;
                 (ids, text.text.chars().count())
             }
         };
         let max_new_tokens = prompt::check_lengths(prompt_ids.len(), &checked, limits)?;
+        let constraint =
+            self.constraint(request.grammar.as_ref(), tools.as_ref(), &message_format)?;
         // `check_lengths` saw that it is not above `max_new_tokens`.
         let min_new_tokens = checked.min_new_tokens as u32;
         let constraint = match constraint {
@@ -179,18 +188,27 @@ impl Validator {
             max_new_tokens,
             stop: checked.stop,
             keep_stop_text: request.keep_stop_text,
+            message_format,
             constraint,
             end_token_ids: checked.end_token_ids,
             sampling: checked.sampling,
         })
     }
 
-    fn constraint(&self, grammar: Option<&Grammar>) -> Result<Option<Constraint>, ValidationError> {
-        match grammar {
-            None => Ok(None),
-            Some(_) if !self.limits.grammar_support => Err(ValidationError::NoGrammars),
-            Some(grammar) => Ok(Some(self.grammars.compile(grammar)?)),
-        }
+    fn constraint(
+        &self,
+        grammar: Option<&Grammar>,
+        tools: Option<&ToolUse>,
+        format: &MessageFormat,
+    ) -> Result<Option<Constraint>, ValidationError> {
+        Ok(Some(match (grammar, tools) {
+            (None, None) => return Ok(None),
+            _ if !self.limits.grammar_support => return Err(ValidationError::NoGrammars),
+            (Some(grammar), None) if format.reasoning.is_none() => {
+                self.grammars.compile(grammar)?
+            }
+            _ => self.grammars.compile_answer(format, tools, grammar)?,
+        }))
     }
 
     fn tokenize_now(&self, prompt: Prompt) -> Result<(String, Vec<TokenSpan>), ValidationError> {

@@ -75,7 +75,8 @@ pub fn check(
         sampling.watermark_delta = limits.watermark.delta;
     }
     // A grammar that is through leaves nothing but an end token.
-    let goes_on = given.ignore_eos && request.grammar.is_none();
+    let has_grammar = request.grammar.is_some() || request.prompt.tools().is_some();
+    let goes_on = given.ignore_eos && !has_grammar;
     let end_token_ids = if goes_on { &[] } else { end_token_ids };
     sampling.end_token_ids = check_end_tokens(given, vocab_size, end_token_ids)?;
     Ok(CheckedParameters {

@@ -4,6 +4,7 @@ use super::ValidationError;
 use super::chat_template::ChatTemplates;
 use super::parameters::{CheckedParameters, check_token_id};
 use crate::tokenizer::Tokenizer;
+use crate::types::message_format::MessageFormat;
 use crate::types::{Limits, Prompt};
 
 /// TGI counts at most that many new tokens when it explains that a request is too long, and clients match the text.
@@ -18,6 +19,8 @@ pub(super) enum Rendered {
 pub(super) struct PromptText {
     pub text: String,
     pub add_special_tokens: bool,
+    /// How the answer is to be read.
+    pub message_format: MessageFormat,
 }
 
 /// Writes a chat out with the model's template.
@@ -30,12 +33,17 @@ pub(super) fn render(
         Prompt::Text(text) => Rendered::Text(PromptText {
             text,
             add_special_tokens: true,
+            message_format: MessageFormat::default(),
         }),
         // The template writes the beginning of text itself.
-        Prompt::Chat(chat) => Rendered::Text(PromptText {
-            text: templates.render(&chat)?,
-            add_special_tokens: false,
-        }),
+        Prompt::Chat(chat) => {
+            let rendered = templates.render(&chat)?;
+            Rendered::Text(PromptText {
+                text: rendered.text,
+                add_special_tokens: false,
+                message_format: rendered.message_format,
+            })
+        }
     })
 }
 

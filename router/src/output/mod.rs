@@ -1,15 +1,19 @@
 //! Tokens to text: what of a sequence's text is shown, and when. Knows nothing of requests, routes or the engine.
 
 pub mod detokenizer;
+pub mod message;
 pub mod stop;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use scheduler::FinishReason;
 use scheduler::plan::SampledToken;
 
 use crate::tokenizer::Tokenizer;
+use crate::types::message_format::MessageFormat;
 use detokenizer::Detokenizer;
+use message::MessageParser;
 use stop::StopStrings;
 
 /// What one token meant for the text of its sequence.
@@ -20,6 +24,8 @@ pub struct TextDelta {
     pub text: String,
     /// The same text as pieces of a message, for routes that answer with one.
     pub parts: Vec<MessagePart>,
+    /// The token belongs to the model's reasoning or ends it.
+    pub reasoning: bool,
     /// Set with the last delta.
     pub finish: Option<Finish>,
 }
@@ -76,6 +82,12 @@ pub struct SequenceText {
     detokenizer: Detokenizer,
     stop: StopStrings,
     keep_stop_text: bool,
+    message: MessageParser,
+    /// Special tokens that stand behind text that is still held, with the length of all text before them, in bytes.
+    held_specials: VecDeque<(usize, String)>,
+    /// Bytes of text so far, and how many of them were released.
+    text_len: usize,
+    released_len: usize,
 }
 
 impl SequenceText {
@@ -85,8 +97,13 @@ impl SequenceText {
         prompt: &[u32],
         stop: Vec<String>,
         keep_stop_text: bool,
+        format: MessageFormat,
     ) -> Self {
         Self {
+            message: MessageParser::new(format),
+            held_specials: VecDeque::new(),
+            text_len: 0,
+            released_len: 0,
             detokenizer: Detokenizer::new(tokenizer.clone(), prompt),
             stop: StopStrings::new(stop, keep_stop_text),
             tokenizer,
@@ -106,6 +123,7 @@ impl SequenceText {
         if reason.is_some() {
             new_text.push_str(&self.detokenizer.finish());
         }
+        let new_text_len = new_text.len();
         let mut released = self.stop.push(&new_text);
         let finish = match released.matched {
             Some(stop_idx) => Some(Finish::StopString(stop_idx)),
@@ -124,10 +142,12 @@ impl SequenceText {
         } else {
             new_text
         };
-        let parts = match released.text.as_str() {
-            "" => Vec::new(),
-            text => vec![MessagePart::Content(text.to_owned())],
-        };
+        self.text_len += new_text_len;
+        if special && reason != Some(FinishReason::EndToken) {
+            self.held_specials.push_back((self.text_len, shown.clone()));
+        }
+        let reasoning = self.message.is_reasoning();
+        let parts = self.parts(&released.text, finish);
         TextDelta {
             token: Token {
                 id: token.token_id,
@@ -138,8 +158,33 @@ impl SequenceText {
             },
             text: released.text,
             parts,
+            reasoning: reasoning || self.message.is_reasoning(),
             finish,
         }
+    }
+
+    /// The message that the released text and the special tokens inside it add up to.
+    fn parts(&mut self, released: &str, finish: Option<Finish>) -> Vec<MessagePart> {
+        let mut rest = released;
+        while let Some((at, name)) = self.held_specials.front() {
+            let Some((before, behind)) = at
+                .checked_sub(self.released_len)
+                .and_then(|len| rest.split_at_checked(len))
+            else {
+                break;
+            };
+            self.message.push_text(before);
+            self.message.push_special(name);
+            self.released_len += before.len();
+            rest = behind;
+            self.held_specials.pop_front();
+        }
+        self.message.push_text(rest);
+        self.released_len += rest.len();
+        if finish.is_some() {
+            self.message.finish();
+        }
+        self.message.take_parts()
     }
 
     fn top_tokens(&self, tokens: Vec<(u32, f32)>) -> Vec<TopToken> {
@@ -157,6 +202,7 @@ impl SequenceText {
 mod tests {
     use super::*;
     use crate::tokenizer::tests::compat;
+    use crate::types::message_format::ReasoningFormat;
 
     fn sampled(token_id: u32) -> SampledToken {
         SampledToken {
@@ -168,8 +214,18 @@ mod tests {
 
     /// Deltas until one finishes. The last token has the reason.
     fn run(stop: &[&str], keep: bool, ids: &[u32], reason: FinishReason) -> Vec<TextDelta> {
+        run_as(MessageFormat::default(), stop, keep, ids, reason)
+    }
+
+    fn run_as(
+        format: MessageFormat,
+        stop: &[&str],
+        keep: bool,
+        ids: &[u32],
+        reason: FinishReason,
+    ) -> Vec<TextDelta> {
         let stop = stop.iter().map(|text| (*text).to_owned()).collect();
-        let mut text = SequenceText::new(compat(), &[484, 306], stop, keep);
+        let mut text = SequenceText::new(compat(), &[484, 306], stop, keep, format);
         let mut deltas = Vec::new();
         for (idx, id) in ids.iter().enumerate() {
             let reason = (idx + 1 == ids.len()).then_some(reason);
@@ -245,5 +301,59 @@ mod tests {
         let deltas = run(&["rapper"], false, &IDS, FinishReason::Length);
         assert_eq!(text(&deltas), "\u{FFFD}out descrimdialwrap");
         assert_eq!(deltas[5].finish, Some(Finish::Length));
+    }
+
+    /// Content in one text, reasoning in the other.
+    fn message(deltas: &[TextDelta]) -> (String, String) {
+        let (mut content, mut thought) = (String::new(), String::new());
+        for part in deltas.iter().flat_map(|delta| &delta.parts) {
+            match part {
+                MessagePart::Content(text) => content.push_str(text),
+                MessagePart::Reasoning(text) => thought.push_str(text),
+                other => panic!("{other:?}"),
+            }
+        }
+        (content, thought)
+    }
+
+    /// Token 3 ends the reasoning.
+    fn thinking() -> MessageFormat {
+        MessageFormat {
+            reasoning: Some(ReasoningFormat {
+                start: "<|im_start|>",
+                end: "<|pad|>",
+                opened_by_prompt: true,
+            }),
+            calls: None,
+        }
+    }
+
+    #[test]
+    fn a_special_token_ends_the_reasoning_where_it_stands_though_text_is_held_for_a_stop_string() {
+        let ids = [323, 3, 387, 323];
+        for stop in [&[][..], &[" return None return x"], &["turn None r"]] {
+            let deltas = run_as(thinking(), stop, false, &ids, FinishReason::Length);
+            let (content, thought) = message(&deltas);
+            let cut = stop.first() == Some(&"turn None r");
+            let expected = if cut {
+                ("", "re")
+            } else {
+                ("None return", "return")
+            };
+            assert_eq!((content.as_str(), thought.as_str()), expected, "{stop:?}");
+        }
+    }
+
+    #[test]
+    fn tokens_of_reasoning_are_marked_up_to_its_end() {
+        let deltas = run_as(thinking(), &[], false, &[323, 3, 387], FinishReason::Length);
+        let marked: Vec<bool> = deltas.iter().map(|delta| delta.reasoning).collect();
+        assert_eq!(marked, [true, true, false]);
+    }
+
+    #[test]
+    fn without_a_format_the_text_is_the_content() {
+        let deltas = run(&[], false, &IDS, FinishReason::Length);
+        assert_eq!(message(&deltas).0, text(&deltas));
     }
 }

@@ -255,6 +255,7 @@ fn tool_use(
         .collect();
     let Some(Object(choice)) = choice else {
         return Ok((!tools.is_empty()).then_some(ToolUse {
+            prompt: None,
             tools,
             choice: ToolChoice::Auto,
             parallel: true,
@@ -278,6 +279,7 @@ fn tool_use(
         }
     };
     Ok(Some(ToolUse {
+        prompt: None,
         tools,
         choice: chosen,
         parallel: choice.disable_parallel_tool_use != Some(true),

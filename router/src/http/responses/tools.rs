@@ -133,6 +133,7 @@ pub fn tool_use(
         };
     }
     Ok(Some(ToolUse {
+        prompt: None,
         tools,
         choice,
         parallel,

@@ -191,7 +191,7 @@ async fn what_is_not_supported_yet_says_so() {
     let generate = |parameters: Value| json!({"inputs": "a", "parameters": parameters});
     for (path, body) in [
         ("/generate", generate(json!({"adapter_id": "a"}))),
-        ("/v1/chat/completions", chat(json!({"tools": tool}))),
+        ("/v1/chat/completions", chat(json!({"thinking_budget": 3}))),
     ] {
         let reply = server.post(path, &body).await;
         assert_eq!(reply.status, 422, "{body}");

@@ -3,10 +3,10 @@
 mod access;
 mod clouds;
 mod conformance;
-mod kserve;
-mod keys;
 mod cuts;
 mod fuzz;
+mod keys;
+mod kserve;
 mod measures;
 mod messages;
 mod openai_routes;
@@ -16,6 +16,7 @@ mod responses;
 mod sockets;
 mod streams;
 mod tokens;
+mod tools;
 
 use std::sync::Arc;
 

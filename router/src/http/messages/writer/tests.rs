@@ -14,6 +14,7 @@ fn step(parts: Vec<MessagePart>, finish: Option<Finish>) -> Step {
         top_tokens: Vec::new(),
     };
     let delta = TextDelta {
+        reasoning: false,
         token,
         text: String::new(),
         parts,

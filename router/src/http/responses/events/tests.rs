@@ -12,6 +12,7 @@ fn builder(wants_logprobs: bool) -> Builder {
 
 fn delta(text: &str, parts: Vec<MessagePart>, finish: Option<Finish>) -> TextDelta {
     TextDelta {
+        reasoning: false,
         token: Token {
             id: 5,
             text: text.into(),

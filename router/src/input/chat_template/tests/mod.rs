@@ -28,7 +28,11 @@ fn chat(json: &str, continue_final: Option<&str>) -> Chat {
 }
 
 fn render(source: &str) -> Result<String, ValidationError> {
-    templates(source).render(&chat("[]", None))
+    rendered(source, &chat("[]", None))
+}
+
+fn rendered(source: &str, chat: &Chat) -> Result<String, ValidationError> {
+    templates(source).render(chat).map(|rendered| rendered.text)
 }
 
 fn error(source: &str) -> String {
@@ -41,7 +45,7 @@ const CHATML: &str = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n
 fn the_final_assistant_message_is_left_open_and_trimmed() {
     let messages =
         r#"[{"role": "user", "content": "a"}, {"role": "assistant", "content": "The answer is "}]"#;
-    let rendered = templates(CHATML).render(&chat(messages, Some("The answer is ")));
+    let rendered = rendered(CHATML, &chat(messages, Some("The answer is ")));
     assert_eq!(
         rendered.unwrap(),
         "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nThe answer is"
@@ -70,8 +74,8 @@ fn a_template_that_writes_too_much_is_stopped() {
 fn a_template_that_does_not_compile_refuses_chats_only() {
     assert!(error("{% if %}").contains("does not compile"));
     assert_eq!(
-        ChatTemplates::new(&[], &[]).render(&chat("[]", None)),
-        Err(ValidationError::NoChatTemplate)
+        ChatTemplates::new(&[], &[]).render(&chat("[]", None)).err(),
+        Some(ValidationError::NoChatTemplate)
     );
 }
 
@@ -89,7 +93,7 @@ fn clients_variables_do_not_replace_the_messages() {
         ("messages".into(), Value::from("b")),
         ("enable_thinking".into(), Value::from(false)),
     ];
-    let rendered = templates("{{ messages[0].content }}{{ enable_thinking }}").render(&given);
+    let rendered = rendered("{{ messages[0].content }}{{ enable_thinking }}", &given);
     assert_eq!(rendered.unwrap(), "aFalse");
 }
 
@@ -136,19 +140,24 @@ fn tools_choose_the_template_that_is_made_for_them() {
     let mut with_tools = chat("[]", None);
     with_tools.variables = vec![("tools".into(), Value::from(vec![1, 2]))];
     assert_eq!(
-        ChatTemplates::new(&both, &[]).render(&with_tools).unwrap(),
+        ChatTemplates::new(&both, &[])
+            .render(&with_tools)
+            .unwrap()
+            .text,
         "tools: 2"
     );
     assert_eq!(
         ChatTemplates::new(&both[..1], &[])
             .render(&with_tools)
-            .unwrap(),
+            .unwrap()
+            .text,
         "plain"
     );
     assert_eq!(
         ChatTemplates::new(&both, &[])
             .render(&chat("[]", None))
-            .unwrap(),
+            .unwrap()
+            .text,
         "plain"
     );
 }

@@ -97,7 +97,9 @@ fn render(source: &str, chat: &Chat) -> Result<String, ValidationError> {
     let special = [("bos_token", "<s>"), ("eos_token", "</s>")]
         .map(|(name, text)| (name.to_owned(), text.to_owned()));
     let clock = || SystemTime::UNIX_EPOCH + NOW;
-    ChatTemplates::with_clock(&[template], &special, clock).render(chat)
+    ChatTemplates::with_clock(&[template], &special, clock)
+        .render(chat)
+        .map(|rendered| rendered.text)
 }
 
 /// `None` where both agree.
