@@ -11,6 +11,7 @@ use super::body::{JsonBody, Object};
 use super::chat_body::{self, ChatBody};
 use super::errors::ApiError;
 use super::openai::{self, Identity, SYSTEM_FINGERPRINT, Usage};
+use super::openai_errors::Reader;
 use super::sse::{self, EventWriter};
 use super::{App, Ready, metrics};
 use crate::generation::Progress;
@@ -20,14 +21,20 @@ use crate::types::Request;
 
 pub async fn chat(
     Ready(app): Ready,
+    reader: Reader,
     JsonBody(Object(body)): JsonBody<Object<ChatBody>>,
 ) -> Response {
-    respond(&app, body).await
+    respond_to(&app, reader, body).await
 }
 
 pub(super) async fn respond(app: &App, body: ChatBody) -> Response {
+    respond_to(app, Reader::Any, body).await
+}
+
+async fn respond_to(app: &App, reader: Reader, body: ChatBody) -> Response {
     let form = Form {
         identity: Identity::new(app, "chatcmpl", body.model.clone()),
+        reader,
         logprobs: body.logprobs.unwrap_or(false),
         include_usage: matches!(&body.stream_options, Some(Object(options)) if options.include_usage == Some(true)),
     };
@@ -62,6 +69,7 @@ fn single(body: ChatBody) -> Result<Request, ValidationError> {
 
 struct Form {
     identity: Identity,
+    reader: Reader,
     logprobs: bool,
     include_usage: bool,
 }
@@ -137,6 +145,9 @@ struct Logprobs {
 #[derive(Serialize)]
 struct TokenLogprob {
     token: String,
+    /// Where OpenAI's SDK reads them; TGI had none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes: Option<Vec<u8>>,
     logprob: f32,
     top_logprobs: Vec<TopLogprob>,
 }
@@ -144,16 +155,21 @@ struct TokenLogprob {
 #[derive(Serialize)]
 struct TopLogprob {
     token: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes: Option<Vec<u8>>,
     logprob: f32,
 }
 
-impl From<Token> for TokenLogprob {
-    fn from(token: Token) -> Self {
+impl TokenLogprob {
+    fn new(token: Token, reader: Reader) -> Self {
+        let bytes = |text: &str| (reader == Reader::OpenAiSdk).then(|| text.as_bytes().to_vec());
         let top = token.top_tokens.into_iter().map(|top| TopLogprob {
+            bytes: bytes(&top.text),
             token: top.text,
             logprob: top.logprob,
         });
         Self {
+            bytes: bytes(&token.text),
             token: token.text,
             logprob: token.logprob,
             top_logprobs: top.collect(),
@@ -199,7 +215,11 @@ async fn whole(
         index,
         message: message(sequence.message),
         logprobs: form.logprobs.then(|| Logprobs {
-            content: sequence.tokens.into_iter().map(Into::into).collect(),
+            content: sequence
+                .tokens
+                .into_iter()
+                .map(|token| TokenLogprob::new(token, form.reader))
+                .collect(),
         }),
         finish_reason: openai::finish_reason(sequence.finish),
     };
@@ -256,7 +276,7 @@ impl ChatWriter {
             index,
             delta: self::delta(delta.text),
             logprobs: self.0.logprobs.then(|| Logprobs {
-                content: vec![delta.token.into()],
+                content: vec![TokenLogprob::new(delta.token, self.0.reader)],
             }),
             finish_reason: delta.finish.map(openai::finish_reason),
         }

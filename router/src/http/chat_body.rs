@@ -3,8 +3,9 @@
 use minijinja::Value;
 use minijinja::value::ValueKind;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
-use super::body::{LogitBias, Object, OneOrMany};
+use super::body::{self, LogitBias, Object, OneOrMany, TextOr};
 use super::grammar::AnswerFormat;
 use super::openai::{self, StreamOptions};
 use crate::input::ValidationError;
@@ -40,6 +41,11 @@ pub struct ChatBody {
     documents: Option<Vec<Value>>,
     /// Further variables of the template.
     chat_template_kwargs: Option<Value>,
+    modalities: Option<Vec<String>>,
+    // Read only to be refused. What changes no answer (`store`, `user`, `prediction`, ...) is not read at all.
+    audio: Option<IgnoredAny>,
+    moderation: Option<IgnoredAny>,
+    web_search_options: Option<IgnoredAny>,
 }
 
 /// A message has content, or calls of tools.
@@ -54,23 +60,17 @@ pub struct Message {
 #[derive(Deserialize)]
 struct TypedMessage {
     role: String,
-    content: Option<Content>,
+    content: Option<TextOr<Part>>,
     name: Option<String>,
     tool_calls: Option<Value>,
     tool_call_id: Option<String>,
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
-enum Content {
-    Text(String),
-    Parts(Vec<Part>),
-}
-
-#[derive(Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 enum Part {
     Text { text: String },
+    Refusal { refusal: String },
     ImageUrl { image_url: ImageUrl },
 }
 
@@ -79,17 +79,15 @@ struct ImageUrl {
     url: String,
 }
 
-impl Content {
-    /// Parts are joined without anything between them. A text model is shown where an image was.
-    fn into_text(self) -> String {
-        let text = |part: Part| match part {
-            Part::Text { text } => text,
-            Part::ImageUrl { image_url } => format!("![]({})", image_url.url),
-        };
-        match self {
-            Self::Text(text) => text,
-            Self::Parts(parts) => parts.into_iter().map(text).collect(),
-        }
+/// Parts are joined without anything between them. A text model is shown where an image was.
+fn joined(content: TextOr<Part>) -> String {
+    let text = |part: Part| match part {
+        Part::Text { text } | Part::Refusal { refusal: text } => text,
+        Part::ImageUrl { image_url } => format!("![]({})", image_url.url),
+    };
+    match content {
+        TextOr::Text(text) => text,
+        TextOr::List(parts) => parts.into_iter().map(text).collect(),
     }
 }
 
@@ -107,7 +105,7 @@ impl TryFrom<TypedMessage> for Message {
         ];
         Ok(Self {
             role: typed.role,
-            content: typed.content.map(Content::into_text),
+            content: typed.content.map(joined),
             others: others
                 .into_iter()
                 .filter_map(|(name, value)| Some((name, value?)))
@@ -148,6 +146,13 @@ pub fn conversation(messages: Vec<Object<Message>>) -> Chat {
 }
 
 pub fn request(body: ChatBody, streamed: bool) -> Result<Request, ValidationError> {
+    let modalities = body.modalities.as_deref().unwrap_or_default();
+    body::refuse_given(&[
+        ("audio", body.audio.is_some()),
+        ("modalities", modalities.iter().any(|name| name != "text")),
+        ("moderation", body.moderation.is_some()),
+        ("web_search_options", body.web_search_options.is_some()),
+    ])?;
     let no_tools = body.tools.as_ref().is_none_or(Vec::is_empty)
         || body.tool_choice.as_ref().and_then(Value::as_str) == Some("none");
     if !no_tools {
