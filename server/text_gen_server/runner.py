@@ -148,6 +148,7 @@ def _outcomes(batch: BatchInputs, samples: Samples) -> dict[int, SampledToken | 
             outcomes[n] = RowError.NUMERICAL
             continue
         count = row.parameters.num_top_tokens
-        top_tokens = tuple(zip(top_token_ids[i][:count], top_logprobs[i][:count], strict=True))
+        top = zip(top_token_ids[i][:count], top_logprobs[i][:count], strict=True)
+        top_tokens = tuple((token_id, logprob) for token_id, logprob in top if logprob > -math.inf)
         outcomes[n] = SampledToken(token_ids[i], logprobs[i], top_tokens)
     return outcomes

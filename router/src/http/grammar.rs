@@ -31,7 +31,7 @@ pub enum AnswerFormat {
     JsonObject { value: Option<Value> },
     /// A JSON value that fits a schema with a name.
     JsonSchema {
-        value: Option<NamedSchema>,
+        value: Option<SchemaOfTgi>,
         json_schema: Option<NamedSchema>,
     },
     /// A text that a regular expression matches as a whole.
@@ -43,8 +43,13 @@ pub enum AnswerFormat {
 }
 
 #[derive(Deserialize)]
+pub struct SchemaOfTgi {
+    schema: Value,
+}
+
+#[derive(Deserialize)]
 pub struct NamedSchema {
-    /// OpenAI lets it out for "any object".
+    /// Where there is none, any object will do.
     schema: Option<Value>,
 }
 
@@ -56,21 +61,17 @@ impl AnswerFormat {
             Self::Json { value } | Self::JsonObject { value: Some(value) } => schema_of_tgi(value)?,
             Self::JsonObject { value: None } => Grammar::JsonObject,
             Self::JsonSchema { value, json_schema } => match (value, json_schema) {
-                (Some(named), _) => schema_of_tgi(named.schema.ok_or_else(missing_schema)?)?,
+                (Some(named), _) => schema_of_tgi(named.schema)?,
                 (None, Some(named)) => named.schema.map_or(Grammar::JsonObject, |schema| {
                     Grammar::JsonSchema(schema.to_string())
                 }),
-                (None, None) => return Err(missing_schema()),
+                (None, None) => return Err(invalid("a `json_schema` needs a `schema`")),
             },
             Self::Regex { value } => Grammar::Regex(value),
             Self::Choice { value } => Grammar::Choice(value),
             Self::Lark { value } => Grammar::Lark(value),
         }))
     }
-}
-
-fn missing_schema() -> ValidationError {
-    invalid("a `json_schema` needs a `schema`")
 }
 
 /// A schema as TGI took it: a text is parsed, and an object must say what is in it.

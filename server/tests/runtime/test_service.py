@@ -1,6 +1,7 @@
 """A shard over a real unix socket: the protocol of `shard.proto`, its refusals, and its ends."""
 
 import json
+import math
 import queue
 import signal
 import stat
@@ -202,6 +203,15 @@ def test_a_masked_row_samples_what_its_mask_allows_whether_the_mask_comes_with_t
     stream.receive()
     stream.end()
     assert [tokens[1] for tokens in free] == generate(shard, 3, sampling=GREEDY)[0], "the row beside it is not touched"
+
+
+def test_top_tokens_are_those_that_the_mask_allows(shard: Shard) -> None:
+    stream = Stream(shard)
+    stream.send(row(1, 5, 0, masked=True), add=(new(1, sampling={**GREEDY, "num_top_tokens": 4}),), masks=[only(1, 70, 90)])
+    token = stream.receive().rows[0].token
+    stream.end()
+    assert {top.token_id for top in token.top_tokens} == {70, 90}
+    assert sum(math.exp(top.logprob) for top in token.top_tokens) == pytest.approx(1)
 
 
 def test_an_empty_mask_allows_every_token(shard: Shard) -> None:

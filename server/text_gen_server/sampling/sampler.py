@@ -19,10 +19,10 @@ class Samples:
     """One choice per row, still on the device."""
 
     token_ids: Tensor  # [N] int64; 0 where the row is not finite
-    logprobs: Tensor  # [N] float32, log_softmax of the raw logits
+    logprobs: Tensor  # [N] float32, log_softmax of the raw logits, among the allowed tokens where there is a mask
     is_finite: Tensor  # [N] bool; False: the logits held NaN or infinity
     top_token_ids: Tensor  # [N, K] int64, most likely first; K = most asked for by a row
-    top_logprobs: Tensor  # [N, K] float32
+    top_logprobs: Tensor  # [N, K] float32; minus infinity where a mask allows fewer than K
 
 
 def sample(logits: Tensor, rows: Sequence[SamplingRow], masks: Mapping[int, bytes] | None = None) -> Samples:
@@ -35,7 +35,7 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow], masks: Mapping[int, byte
     is_finite = logits.sum(-1).isfinite()
     processed = process(logits, rows)
     if masks:
-        processed = apply_masks(processed, masks)
+        processed, logits = apply_masks(processed, masks), apply_masks(logits, masks)
     token_ids = processed.argmax(-1)
     drawn = [n for n, row in enumerate(rows) if row.parameters.do_sample]
     if drawn:
