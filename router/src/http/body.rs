@@ -85,6 +85,16 @@ pub fn parse<T: DeserializeOwned, E: serde::de::Error>(json: &RawValue) -> Resul
     Ok(value)
 }
 
+/// Refuses the first field that was given although nothing here can do what it asks for.
+pub fn refuse_given(fields: &[(&str, bool)]) -> Result<(), ValidationError> {
+    match fields.iter().find(|(_, given)| *given) {
+        Some((field, _)) => Err(ValidationError::Invalid(format!(
+            "`{field}` is not supported"
+        ))),
+        None => Ok(()),
+    }
+}
+
 /// A string or a list. The place of a fault in the list is told, which an untagged enum could not.
 pub enum TextOr<T> {
     Text(String),

@@ -15,6 +15,7 @@ use super::chat_body::{self, ChatBody};
 use super::chat_message::{AssistantMessage, finish_reason};
 use super::errors::ApiError;
 use super::openai::{Identity, SYSTEM_FINGERPRINT, Usage};
+use super::openai_errors::Reader;
 use super::openapi::TAG;
 use super::openapi::described::{ChatCompletionDelta, OutputMessage, StopReason};
 use super::openapi::refusals::OfGenerations;
@@ -38,14 +39,20 @@ use crate::types::Request;
 )]
 pub async fn chat(
     Ready(app): Ready,
+    reader: Reader,
     JsonBody(Object(body)): JsonBody<Object<ChatBody>>,
 ) -> Response {
-    respond(&app, body).await
+    respond_to(&app, reader, body).await
 }
 
 pub(super) async fn respond(app: &App, body: ChatBody) -> Response {
+    respond_to(app, Reader::Any, body).await
+}
+
+async fn respond_to(app: &App, reader: Reader, body: ChatBody) -> Response {
     let form = Form {
         identity: Identity::new(app, "chatcmpl", body.model.clone()),
+        reader,
         logprobs: body.logprobs.unwrap_or(false),
         has_tools: body.tools.as_ref().is_some_and(|tools| !tools.is_empty()),
         include_usage: matches!(&body.stream_options, Some(Object(options)) if options.include_usage == Some(true)),
@@ -81,6 +88,7 @@ fn single(body: ChatBody) -> Result<Request, ValidationError> {
 
 struct Form {
     identity: Identity,
+    reader: Reader,
     logprobs: bool,
     include_usage: bool,
     has_tools: bool,
@@ -147,6 +155,9 @@ struct Logprobs {
 #[schema(as = ChatCompletionLogprob)]
 struct TokenLogprob {
     token: String,
+    /// Where OpenAI's SDK reads them; TGI had none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes: Option<Vec<u8>>,
     logprob: f32,
     /// The likeliest tokens at this place, as many as `top_logprobs` asked for.
     top_logprobs: Vec<TopLogprob>,
@@ -156,16 +167,21 @@ struct TokenLogprob {
 #[schema(as = ChatCompletionTopLogprob)]
 struct TopLogprob {
     token: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes: Option<Vec<u8>>,
     logprob: f32,
 }
 
-impl From<Token> for TokenLogprob {
-    fn from(token: Token) -> Self {
+impl TokenLogprob {
+    fn new(token: Token, reader: Reader) -> Self {
+        let bytes = |text: &str| (reader == Reader::OpenAiSdk).then(|| text.as_bytes().to_vec());
         let top = token.top_tokens.into_iter().map(|top| TopLogprob {
+            bytes: bytes(&top.text),
             token: top.text,
             logprob: top.logprob,
         });
         Self {
+            bytes: bytes(&token.text),
             token: token.text,
             logprob: token.logprob,
             top_logprobs: top.collect(),
@@ -186,7 +202,11 @@ async fn whole(
         finish_reason: finish_reason(sequence.finish, !sequence.message.calls.is_empty()),
         message: sequence.message.into(),
         logprobs: form.logprobs.then(|| Logprobs {
-            content: sequence.tokens.into_iter().map(Into::into).collect(),
+            content: sequence
+                .tokens
+                .into_iter()
+                .map(|token| TokenLogprob::new(token, form.reader))
+                .collect(),
         }),
     };
     let completion = Completion {
@@ -258,7 +278,7 @@ impl ChatWriter {
             index,
             delta: AssistantMessage::delta(delta.parts),
             logprobs: self.form.logprobs.then(|| Logprobs {
-                content: vec![delta.token.into()],
+                content: vec![TokenLogprob::new(delta.token, self.form.reader)],
             }),
             finish_reason: delta.finish.map(|finish| finish_reason(finish, called)),
         })

@@ -3,9 +3,10 @@
 use minijinja::Value;
 use minijinja::value::ValueKind;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use utoipa::ToSchema;
 
-use super::body::{LogitBias, Object, OneOrMany};
+use super::body::{self, LogitBias, Object, OneOrMany, TextOr};
 use super::chat_tools::{self, ToolBody, ToolChoiceBody, ToolFields};
 use super::grammar::AnswerFormat;
 use super::openai::{self, StreamOptions};
@@ -95,6 +96,14 @@ pub struct ChatBody {
     /// Further variables of the chat template.
     #[schema(value_type = Option<Object>)]
     chat_template_kwargs: Option<Value>,
+    modalities: Option<Vec<String>>,
+    // Read only to be refused. What changes no answer (`store`, `user`, `prediction`, ...) is not read at all.
+    #[schema(ignore)]
+    audio: Option<IgnoredAny>,
+    #[schema(ignore)]
+    moderation: Option<IgnoredAny>,
+    #[schema(ignore)]
+    web_search_options: Option<IgnoredAny>,
 }
 
 /// A message has content, or calls of tools.
@@ -109,19 +118,11 @@ pub struct Message {
 #[derive(Deserialize)]
 struct TypedMessage {
     role: String,
-    content: Option<Content>,
+    content: Option<TextOr<Part>>,
     name: Option<String>,
     tool_calls: Option<Value>,
     tool_call_id: Option<String>,
     reasoning_content: Option<String>,
-}
-
-#[derive(Deserialize, ToSchema)]
-#[serde(untagged)]
-#[schema(as = MessageContent)]
-pub enum Content {
-    Text(String),
-    Parts(Vec<Part>),
 }
 
 /// A part of a message. A model that sees only text is shown an image's address.
@@ -130,6 +131,7 @@ pub enum Content {
 #[schema(as = MessageChunk)]
 pub enum Part {
     Text { text: String },
+    Refusal { refusal: String },
     ImageUrl { image_url: ImageUrl },
 }
 
@@ -139,17 +141,15 @@ pub struct ImageUrl {
     url: String,
 }
 
-impl Content {
-    /// Parts are joined without anything between them. A text model is shown where an image was.
-    fn into_text(self) -> String {
-        let text = |part: Part| match part {
-            Part::Text { text } => text,
-            Part::ImageUrl { image_url } => format!("![]({})", image_url.url),
-        };
-        match self {
-            Self::Text(text) => text,
-            Self::Parts(parts) => parts.into_iter().map(text).collect(),
-        }
+/// Parts are joined without anything between them. A text model is shown where an image was.
+fn joined(content: TextOr<Part>) -> String {
+    let text = |part: Part| match part {
+        Part::Text { text } | Part::Refusal { refusal: text } => text,
+        Part::ImageUrl { image_url } => format!("![]({})", image_url.url),
+    };
+    match content {
+        TextOr::Text(text) => text,
+        TextOr::List(parts) => parts.into_iter().map(text).collect(),
     }
 }
 
@@ -174,7 +174,7 @@ impl TryFrom<TypedMessage> for Message {
         ];
         Ok(Self {
             role: typed.role,
-            content: typed.content.map(Content::into_text),
+            content: typed.content.map(joined),
             others: others
                 .into_iter()
                 .filter_map(|(name, value)| Some((name, value?)))
@@ -240,6 +240,13 @@ impl ChatBody {
 }
 
 pub fn request(mut body: ChatBody, streamed: bool) -> Result<Request, ValidationError> {
+    let modalities = body.modalities.as_deref().unwrap_or_default();
+    body::refuse_given(&[
+        ("audio", body.audio.is_some()),
+        ("modalities", modalities.iter().any(|name| name != "text")),
+        ("moderation", body.moderation.is_some()),
+        ("web_search_options", body.web_search_options.is_some()),
+    ])?;
     let chat = body.take_chat()?;
     if chat.reasoning_budget.is_some() {
         return Err(ValidationError::Unsupported("thinking_budget"));

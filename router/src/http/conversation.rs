@@ -6,7 +6,7 @@ use minijinja::value::Serde;
 use serde::Serialize;
 
 use crate::input::ValidationError;
-use crate::types::{Chat, Prompt, Request, Tool};
+use crate::types::{Chat, Tool};
 
 /// The messages so far.
 #[derive(Default)]
@@ -198,22 +198,13 @@ pub fn tool(
     }
 }
 
-/// What nothing honours yet is refused, never ignored. `format` and `budget` name the route's own fields.
-pub fn refuse_unhonoured(
-    request: &Request,
-    format: &'static str,
-    budget: &'static str,
-) -> Result<(), ValidationError> {
-    let Prompt::Chat(chat) = &request.prompt else {
-        return Ok(());
-    };
-    let unhonoured = [
-        (chat.tools.is_some(), "tools"),
-        (request.grammar.is_some(), format),
-        (chat.reasoning_budget.is_some(), budget),
-    ];
-    match unhonoured.iter().find(|(given, _)| *given) {
-        Some((_, field)) => Err(ValidationError::Unsupported(field)),
-        None => Ok(()),
+/// What nothing honours yet is refused, never ignored. `budget` is the route's own name for a budget of reasoning.
+pub fn refuse_unhonoured(chat: &Chat, budget: &'static str) -> Result<(), ValidationError> {
+    if chat.tools.is_some() {
+        return Err(ValidationError::Unsupported("tools"));
     }
+    if chat.reasoning_budget.is_some() {
+        return Err(ValidationError::Unsupported(budget));
+    }
+    Ok(())
 }

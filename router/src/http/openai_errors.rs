@@ -2,10 +2,13 @@
 //! OpenAI's SDKs announce themselves in every request and look for `error.message`, so they get OpenAI's object. Routes that TGI never had
 //! answer in the shape of the surface that they belong to, whoever asks.
 
+use std::convert::Infallible;
+
 use axum::Json;
 use axum::body::to_bytes;
-use axum::extract::Request;
+use axum::extract::{FromRequestParts, Request};
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -18,6 +21,31 @@ use super::messages;
 const SDK_HEADER: &str = "x-stainless-lang";
 /// Our error bodies are far shorter.
 const MAX_ERROR_BYTES: usize = 64 * 1024;
+
+/// Who reads an answer of an OpenAI route.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Reader {
+    OpenAiSdk,
+    Any,
+}
+
+impl Reader {
+    fn of(headers: &HeaderMap) -> Self {
+        if headers.contains_key(SDK_HEADER) {
+            Self::OpenAiSdk
+        } else {
+            Self::Any
+        }
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Reader {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Infallible> {
+        Ok(Self::of(&parts.headers))
+    }
+}
 
 #[derive(Deserialize)]
 struct NativeError {
@@ -51,7 +79,7 @@ enum Shape {
 fn shape(request: &Request) -> Shape {
     let path = request.uri().path();
     let of_responses = path == "/v1/responses" || path.starts_with("/v1/responses/");
-    let of_sdk = path.starts_with("/v1/") && request.headers().contains_key(SDK_HEADER);
+    let of_sdk = path.starts_with("/v1/") && Reader::of(request.headers()) == Reader::OpenAiSdk;
     if messages::errors::is_for(path) {
         Shape::Anthropic
     } else if of_responses || of_sdk {

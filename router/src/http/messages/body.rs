@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
-use super::super::body::{Object, TextOr};
+use super::super::body::{self, Object, TextOr};
 use super::super::conversation;
 use super::super::openai;
 use super::content::{self, TextBlock, TypedMessage};
@@ -144,42 +144,27 @@ impl MessagesBody {
             stop: stop.unwrap_or_default(),
             ..Parameters::default()
         };
-        let request = Request {
+        Ok(Request {
             prompt: Prompt::Chat(self.chat()?),
             streamed,
             keep_stop_text: false,
             parameters,
             grammar,
-        };
-        refuse_unhonoured(&request)?;
-        Ok(request)
+        })
     }
 
     /// What the template is given.
     pub fn prompt(self) -> Result<Prompt, ValidationError> {
-        let request = Request {
-            prompt: Prompt::Chat(self.chat()?),
-            streamed: false,
-            keep_stop_text: false,
-            parameters: Parameters::default(),
-            grammar: None,
-        };
-        refuse_unhonoured(&request)?;
-        Ok(request.prompt)
+        Ok(Prompt::Chat(self.chat()?))
     }
 
     fn chat(self) -> Result<Chat, ValidationError> {
-        let refused = [
+        let mcp_servers = self.mcp_servers.as_deref().unwrap_or_default();
+        body::refuse_given(&[
             ("container", self.container.is_some()),
             ("context_management", self.context_management.is_some()),
-            (
-                "mcp_servers",
-                self.mcp_servers.is_some_and(|list| !list.is_empty()),
-            ),
-        ];
-        if let Some((field, _)) = refused.iter().find(|(_, given)| *given) {
-            return Err(invalid(format!("`{field}` is not supported")));
-        }
+            ("mcp_servers", !mcp_servers.is_empty()),
+        ])?;
         if self.messages.is_empty() {
             return Err(invalid("`messages` must not be empty"));
         }
@@ -204,6 +189,7 @@ impl MessagesBody {
             let variable = ("reasoning_effort".to_owned(), effort.into());
             chat.variables.push(variable);
         }
+        conversation::refuse_unhonoured(&chat, "thinking.budget_tokens")?;
         Ok(chat)
     }
 
@@ -217,10 +203,6 @@ impl MessagesBody {
             FormatKind::JsonSchema => Some(Grammar::JsonSchema(format.schema.to_string())),
         }
     }
-}
-
-fn refuse_unhonoured(request: &Request) -> Result<(), ValidationError> {
-    conversation::refuse_unhonoured(request, "output_config.format", "thinking.budget_tokens")
 }
 
 fn budget(

@@ -10,7 +10,7 @@ use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::http::chat::{Chunk as ChatCompletionChunk, Completion as ChatCompletion};
-use crate::http::chat_body::{ChatBody, Content};
+use crate::http::chat_body::{ChatBody, Part};
 use crate::http::completion_stream::Chunk;
 use crate::http::completions::{Completion as CompletionFinal, CompletionBody};
 use crate::http::generate::{GenerateBody, GenerateResponse};
@@ -315,4 +315,13 @@ pub enum SagemakerStreamResponse {
 pub enum VertexInstance {
     Generate(GenerateBody),
     Chat(ChatBody),
+}
+
+/// The content of a message: a text or parts.
+#[derive(ToSchema)]
+#[serde(untagged)]
+#[schema(as = MessageContent)]
+pub enum Content {
+    Text(String),
+    Parts(Vec<Part>),
 }

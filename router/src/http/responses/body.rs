@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
-use super::super::body::{Object, OneOrMany, TextOr};
+use super::super::body::{self, Object, OneOrMany, TextOr};
 use super::super::conversation::{self, Conversation};
 use super::super::openai;
 use super::items::Item;
@@ -107,7 +107,6 @@ impl ResponseBody {
         let wanted = "message.output_text.logprobs";
         let wants_logprobs = self.include.iter().flatten().any(|name| name == wanted);
         let request = self.request(chat, wants_logprobs)?;
-        conversation::refuse_unhonoured(&request, "text.format", "reasoning")?;
         Ok(Plan {
             request,
             asked: self.asked(),
@@ -118,15 +117,12 @@ impl ResponseBody {
     }
 
     fn check(&self) -> Result<(), ValidationError> {
-        let refused = [
+        body::refuse_given(&[
             ("context_management", self.context_management.is_some()),
             ("conversation", self.conversation.is_some()),
             ("moderation", self.moderation.is_some()),
             ("prompt", self.prompt.is_some()),
-        ];
-        if let Some((field, _)) = refused.iter().find(|(_, given)| *given) {
-            return Err(invalid(format!("`{field}` is not supported")));
-        }
+        ])?;
         if let Some(other) = self
             .truncation
             .as_deref()
@@ -177,6 +173,7 @@ impl ResponseBody {
         let parallel = self.parallel_tool_calls.unwrap_or(true);
         let given = self.tools.as_deref().unwrap_or_default();
         chat.tools = tools::tool_use(given, self.tool_choice.as_ref(), parallel)?;
+        conversation::refuse_unhonoured(&chat, "reasoning")?;
         Ok(chat)
     }
 

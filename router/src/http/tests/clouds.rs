@@ -110,11 +110,16 @@ async fn a_wrong_instance_is_answered_with_its_own_error() {
 
 #[tokio::test]
 async fn a_failed_instance_cancels_the_others() {
-    let mut server = scripted(|spec| match spec.max_new_tokens {
-        1 => vec![TokenEvent::Failed(EngineError::Numerical)],
-        _ => vec![admitted(0)],
-    });
-    let of = |tokens| json!({"inputs": "a", "parameters": {"max_new_tokens": tokens}});
-    assert_eq!(predict(&server, json!([of(2), of(1)])).await.status, 424);
-    server.held.recv().await.unwrap().events.closed().await;
+    let mut server = scripted(|_| vec![admitted(0)]);
+    let mut held = std::mem::replace(&mut server.held, mpsc::channel(1).1);
+    let instances = json!([{"inputs": "a"}, {"inputs": "b"}]);
+    // Both run before one fails, whichever came first.
+    let failing = async {
+        let (first, second) = (held.recv().await.unwrap(), held.recv().await.unwrap());
+        let failure = TokenEvent::Failed(EngineError::Numerical);
+        first.events.send(failure).await.unwrap();
+        second.events.closed().await;
+    };
+    let (reply, ()) = tokio::join!(predict(&server, instances), failing);
+    assert_eq!(reply.status, 424);
 }

@@ -282,3 +282,18 @@ async fn what_cannot_be_done_is_refused_by_its_name() {
         assert!(message.contains(named), "{extra}: {message}");
     }
 }
+
+#[tokio::test]
+async fn a_format_is_compiled_in_both_of_its_places() {
+    let format = |kind: &str| json!({"type": "json_schema", "schema": {"type": kind}});
+    let server = word();
+    for (kind, status) in [("object", 200), ("nothing", 400)] {
+        for extra in [
+            json!({"output_config": {"format": format(kind)}}),
+            json!({"output_format": format(kind)}),
+        ] {
+            let reply = server.post(PATH, &hello(extra)).await;
+            assert_eq!(reply.status, status, "{}", reply.text);
+        }
+    }
+}

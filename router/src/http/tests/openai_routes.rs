@@ -243,3 +243,43 @@ async fn template_variables_and_tool_messages_reach_the_template() {
         .await;
     assert_eq!(bad.status, 422);
 }
+
+#[tokio::test]
+async fn hints_are_accepted_and_what_nothing_can_do_is_refused_by_its_name() {
+    chat(json!({
+        "store": true, "metadata": {"a": "b"}, "service_tier": "flex", "user": "u", "verbosity": "low",
+        "prediction": {"type": "content", "content": "a"}, "modalities": ["text"], "prompt_cache_key": "k",
+        "prompt_cache_retention": "24h", "safety_identifier": "s",
+    }))
+    .await;
+    let sound = json!([{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]);
+    for (extra, named) in [
+        (
+            json!({"audio": {"voice": "alloy", "format": "wav"}}),
+            "audio",
+        ),
+        (json!({"modalities": ["text", "audio"]}), "modalities"),
+        (json!({"web_search_options": {}}), "web_search_options"),
+        (json!({"moderation": {"model": "m"}}), "moderation"),
+        (json!({"messages": sound}), "input_audio"),
+    ] {
+        let reply = greedy().post("/v1/chat/completions", &hello(extra)).await;
+        assert_eq!(reply.status, 422, "{}", reply.text);
+        assert!(reply.text.contains(named), "{}", reply.text);
+    }
+}
+
+#[tokio::test]
+async fn bytes_of_tokens_are_for_openais_sdk_which_reads_them() {
+    let body = hello(json!({"logprobs": true, "top_logprobs": 1, "max_tokens": 1}));
+    let first = |reply: Reply| reply.json()["choices"][0]["logprobs"]["content"][0].clone();
+    let server = greedy();
+    let mut request = post("/v1/chat/completions", &body);
+    let sdk = "python".parse().unwrap();
+    request.headers_mut().insert("x-stainless-lang", sdk);
+    let for_sdk = first(server.send(request).await);
+    assert_eq!(for_sdk["bytes"], json!("--".as_bytes()));
+    assert_eq!(for_sdk["top_logprobs"][0]["bytes"], json!("--".as_bytes()));
+    let for_others = first(server.post("/v1/chat/completions", &body).await);
+    assert!(for_others.get("bytes").is_none());
+}

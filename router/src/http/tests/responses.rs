@@ -463,3 +463,16 @@ async fn what_cannot_be_done_is_refused_by_its_name() {
         assert!(message.contains(named), "{extra}: {message}");
     }
 }
+
+#[tokio::test]
+async fn a_format_is_repeated_and_compiled() {
+    let schema = json!({"type": "object", "properties": {"a": {"type": "integer"}}});
+    let format = |schema: &Value| json!({"type": "json_schema", "name": "n", "schema": schema, "strict": true});
+    let text = json!({"format": format(&schema)});
+    let response = respond(&word(), json!({"text": text})).await;
+    assert_eq!(response["text"]["format"]["schema"], schema);
+    let text = json!({"format": format(&json!({"type": "nothing"}))});
+    let refused = word().post(PATH, &hello(json!({"text": text}))).await;
+    assert_eq!(refused.status, 422, "{}", refused.text);
+    assert!(refused.text.contains("grammar"), "{}", refused.text);
+}
