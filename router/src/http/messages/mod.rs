@@ -14,10 +14,22 @@ use serde::Serialize;
 use super::answer::{self, Answer, Step, Usage};
 use super::body::{JsonBody, Object};
 use super::errors::ApiError;
+use super::openapi::TAG;
+use super::openapi::described::AnyObject;
+use super::openapi::refusals::OfMessages;
 use super::{App, Ready, metrics, openai, sse};
 use body::MessagesBody;
 use writer::MessageWriter;
 
+/// Answer in the form of Anthropic's Messages
+#[utoipa::path(
+    post, path = "/v1/messages", operation_id = "create_message", tag = TAG,
+    request_body(content = AnyObject, description = "As of `messages.create`"),
+    responses(
+        (status = 200, description = "The message, streamed if `stream` is true", content((AnyObject = "application/json"), (AnyObject = "text/event-stream"))),
+        OfMessages
+    )
+)]
 pub async fn create(
     Ready(app): Ready,
     JsonBody(Object(body)): JsonBody<Object<MessagesBody>>,
@@ -57,7 +69,15 @@ pub struct TokenCount {
     input_tokens: usize,
 }
 
-/// As many tokens as the prompt of the same message has.
+/// Count the tokens that the prompt of a message has
+#[utoipa::path(
+    post, path = "/v1/messages/count_tokens", operation_id = "count_message_tokens", tag = TAG,
+    request_body(content = AnyObject, description = "As of `messages.count_tokens`"),
+    responses(
+        (status = 200, description = "The number", body = AnyObject),
+        OfMessages
+    )
+)]
 pub async fn count_tokens(
     Ready(app): Ready,
     JsonBody(Object(body)): JsonBody<Object<MessagesBody>>,

@@ -4,6 +4,8 @@
 // Every type is read by the derive alone.
 #![allow(dead_code)]
 
+use std::collections::HashMap;
+
 use serde::Serialize;
 use serde_json::Value;
 use utoipa::openapi::{RefOr, Schema};
@@ -325,3 +327,8 @@ pub enum Content {
     Text(String),
     Parts(Vec<Part>),
 }
+
+/// An object of an API whose shape its own documentation tells.
+#[derive(Serialize, ToSchema)]
+#[schema(value_type = HashMap<String, Value>)]
+pub struct AnyObject(HashMap<String, Value>);

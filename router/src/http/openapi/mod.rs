@@ -12,8 +12,8 @@ use utoipa::OpenApi;
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use super::{
-    chat, completions, errors, generate, health, info, invocations, kserve, openai_errors,
-    tokenize, vertex,
+    chat, completions, errors, generate, health, info, invocations, kserve, messages,
+    openai_errors, responses, tokenize, vertex,
 };
 
 /// Clients that are generated from the document name their classes after it, so it stays TGI's.
@@ -32,6 +32,13 @@ pub const TAG: &str = "Text Generation Inference";
         generate::generate_stream,
         chat::chat,
         completions::completions,
+        responses::create,
+        responses::retrieve,
+        responses::delete,
+        responses::cancel,
+        responses::input_items,
+        messages::create,
+        messages::count_tokens,
         tokenize::tokenize,
         tokenize::chat_tokenize,
         tokenize::detokenize,

@@ -22,6 +22,41 @@ pub struct OfBodies;
 /// Of routes that generate.
 pub struct OfGenerations;
 
+/// Of routes that look something up by its id.
+pub struct OfStored;
+
+/// Of routes in Anthropic's form, whose errors are objects of another shape.
+pub struct OfMessages;
+
+impl IntoResponses for OfStored {
+    fn responses() -> Responses {
+        let mut responses = OfPaths::responses();
+        responses.extend([response(422, refused())]);
+        responses
+    }
+}
+
+impl IntoResponses for OfMessages {
+    fn responses() -> Responses {
+        let error = |(status, description): (u16, &str)| {
+            let content = Content::new(Some(Ref::from_schema_name("AnyObject")));
+            let builder = ResponseBuilder::new().description(description);
+            response(status, builder.content("application/json", content))
+        };
+        [
+            (400, "The request is refused"),
+            (408, "The body did not arrive in time"),
+            (413, "The body is larger than the server allows"),
+            (415, "The body is not announced as `application/json`"),
+            (429, "As many sequences are running as the server allows"),
+            (500, "The generation failed"),
+            (503, "The model is loading, or the server is stopping"),
+        ]
+        .map(error)
+        .into()
+    }
+}
+
 impl IntoResponses for WhileNotReady {
     fn responses() -> Responses {
         Responses::from([error(

@@ -24,6 +24,9 @@ use serde::{Deserialize, Serialize};
 use super::answer;
 use super::body::{JsonBody, Object};
 use super::errors::ApiError;
+use super::openapi::TAG;
+use super::openapi::described::AnyObject;
+use super::openapi::refusals::{OfGenerations, OfStored};
 use super::{App, Ready, metrics, openai, sse};
 use crate::input::ValidationError;
 use body::{Plan, ResponseBody};
@@ -36,6 +39,15 @@ pub use store::ResponseStore;
 const MAX_LISTED: usize = 100;
 const DEFAULT_LISTED: usize = 20;
 
+/// Answer in the form of OpenAI's Responses
+#[utoipa::path(
+    post, path = "/v1/responses", operation_id = "create_response", tag = TAG,
+    request_body(content = AnyObject, description = "As of `responses.create`"),
+    responses(
+        (status = 200, description = "The response, streamed if `stream` is true", content((AnyObject = "application/json"), (AnyObject = "text/event-stream"))),
+        OfGenerations
+    )
+)]
 pub async fn create(
     Ready(app): Ready,
     JsonBody(Object(body)): JsonBody<Object<ResponseBody>>,
@@ -106,6 +118,16 @@ pub struct RetrieveQuery {
     stream: Option<bool>,
 }
 
+/// A response that this process still has
+#[utoipa::path(
+    get, path = "/v1/responses/{id}", operation_id = "retrieve_response", tag = TAG,
+    params(("id" = String, Path, description = "Of the response")),
+    responses(
+        (status = 200, description = "The response", body = AnyObject),
+        (status = 404, description = "There is no such response"),
+        OfStored
+    )
+)]
 pub async fn retrieve(
     Ready(app): Ready,
     Path(id): Path<String>,
@@ -125,6 +147,16 @@ pub struct Deleted {
     deleted: bool,
 }
 
+/// Forget a response
+#[utoipa::path(
+    delete, path = "/v1/responses/{id}", operation_id = "delete_response", tag = TAG,
+    params(("id" = String, Path, description = "Of the response")),
+    responses(
+        (status = 200, description = "It is forgotten", body = AnyObject),
+        (status = 404, description = "There is no such response"),
+        OfStored
+    )
+)]
 pub async fn delete(Ready(app): Ready, Path(id): Path<String>) -> Result<Json<Deleted>, ApiError> {
     if !app.responses.delete(&id) {
         return Err(unknown(&id));
@@ -136,6 +168,16 @@ pub async fn delete(Ready(app): Ready, Path(id): Path<String>) -> Result<Json<De
     }))
 }
 
+/// End a response that runs
+#[utoipa::path(
+    post, path = "/v1/responses/{id}/cancel", operation_id = "cancel_response", tag = TAG,
+    params(("id" = String, Path, description = "Of the response")),
+    responses(
+        (status = 200, description = "The response so far", body = AnyObject),
+        (status = 404, description = "There is no such response"),
+        OfStored
+    )
+)]
 pub async fn cancel(
     Ready(app): Ready,
     Path(id): Path<String>,
@@ -170,6 +212,16 @@ pub struct ItemList {
     has_more: bool,
 }
 
+/// What a response answers
+#[utoipa::path(
+    get, path = "/v1/responses/{id}/input_items", operation_id = "list_input_items", tag = TAG,
+    params(("id" = String, Path, description = "Of the response")),
+    responses(
+        (status = 200, description = "Its items", body = AnyObject),
+        (status = 404, description = "There is no such response"),
+        OfStored
+    )
+)]
 pub async fn input_items(
     Ready(app): Ready,
     Path(id): Path<String>,

@@ -173,6 +173,15 @@ impl Server {
 
     /// Holds the exchange to the OpenAPI document as well.
     async fn send(&self, request: Request<Body>) -> Reply {
+        self.exchange(request, true).await
+    }
+
+    /// A body may be one that the document does not describe.
+    async fn send_anything(&self, request: Request<Body>) -> Reply {
+        self.exchange(request, false).await
+    }
+
+    async fn exchange(&self, request: Request<Body>, described: bool) -> Reply {
         let (head, body) = request.into_parts();
         let (method, path) = (head.method.clone(), head.uri.path().to_owned());
         let (body, sent) = match body.size_hint().exact() {
@@ -180,7 +189,7 @@ impl Server {
                 let bytes = axum::body::to_bytes(body, usize::MAX).await.unwrap();
                 (
                     Body::from(bytes.clone()),
-                    serde_json::from_slice(&bytes).ok(),
+                    serde_json::from_slice(&bytes).ok().filter(|_| described),
                 )
             }
             None => (body, None),

@@ -40,7 +40,7 @@ async fn fuzz_request(server: &Server, case: &Case) -> Option<String> {
         .body(Body::from(case.body.clone()))
         .unwrap();
     let started = Instant::now();
-    let Ok(reply) = tokio::time::timeout(DEADLINE, server.send(request)).await else {
+    let Ok(reply) = tokio::time::timeout(DEADLINE, server.send_anything(request)).await else {
         return Some("no answer in time".to_owned());
     };
     if started.elapsed() > DEADLINE {
