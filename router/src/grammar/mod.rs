@@ -5,6 +5,7 @@
 
 mod compiler;
 mod constraint;
+mod formats;
 mod schema;
 mod tool_grammar;
 mod tool_schema;

@@ -4,6 +4,7 @@ use llguidance::JsonCompileOptions;
 use serde_json::Value;
 
 use super::GrammarError;
+use super::formats::tighten;
 
 /// At most one space between the tokens of a JSON text, as TGI had it: a model cannot run off into white space.
 const WHITESPACE: &str = " ";
@@ -33,6 +34,7 @@ pub(super) fn read(text: &str) -> Result<Value, GrammarError> {
     if !composes(&schema) {
         close(&mut schema, true);
     }
+    tighten(&mut schema);
     // Replaces options in the client's schema, which could ask the compiler to be lenient.
     options.apply_to(&mut schema);
     Ok(schema)
@@ -111,7 +113,8 @@ fn names_all(fields: &serde_json::Map<String, Value>) -> bool {
     !is_open && required.is_none_or(|names| names.iter().all(is_named))
 }
 
-fn each(value: &mut Value, visit: impl FnMut(&mut Value)) {
+/// Calls `visit` with every value of an object or a list.
+pub(super) fn each(value: &mut Value, visit: impl FnMut(&mut Value)) {
     match value {
         Value::Object(fields) => fields.values_mut().for_each(visit),
         Value::Array(items) => items.iter_mut().for_each(visit),

@@ -219,6 +219,28 @@ fn what_is_wrong_with_a_grammar_is_said_in_one_line() {
 }
 
 #[test]
+fn dates_and_times_exist() {
+    let model = model();
+    let accepts = |format: &str, text: &str| {
+        let grammar = schema(&json!({"type": "string", "format": format}));
+        model.accepts(grammar, &format!("\"{text}\""))
+    };
+    for (format, right, wrong) in [
+        ("date", "2024-02-29", "2023-02-29"),
+        ("date", "2000-02-29", "1900-02-29"),
+        ("date", "1999-12-31", "1999-11-31"),
+        ("time", "23:59:59Z", "23:59:60Z"),
+        ("time", "07:00:00.5+02:00", "24:00:00Z"),
+        ("date-time", "2024-02-29T00:00:00Z", "2024-02-30T00:00:00Z"),
+        ("date-time", "2024-03-01T00:00:59Z", "2024-03-01T00:00:60Z"),
+        ("hostname", "a.example", "-a.example"),
+    ] {
+        assert!(accepts(format, right), "{format} {right}");
+        assert!(!accepts(format, wrong), "{format} {wrong}");
+    }
+}
+
+#[test]
 fn a_schema_cannot_ask_for_leniency() {
     let model = model();
     let lenient =
