@@ -173,6 +173,8 @@ fn log_probabilities_are_of_text_only() {
     let mut builder = builder(true);
     let mut deltas = deltas();
     deltas[4] = delta("o", vec![], None);
+    // A piece that was held back and turned out to be reasoning.
+    deltas[1] = delta("h", vec![], None);
     deltas.insert(5, delta("k", vec![MessagePart::Content("ok".into())], None));
     let events = run(&mut builder, deltas);
     let text = events
