@@ -47,6 +47,7 @@ pub async fn for_sdks(request: Request, next: Next) -> Response {
     let bytes = to_bytes(body, MAX_ERROR_BYTES).await.unwrap_or_default();
     let mut rewritten = (status, Json(error_object(status, &bytes))).into_response();
     rewritten.headers_mut().extend(other_headers(head.headers));
+    *rewritten.extensions_mut() = head.extensions;
     rewritten
 }
 

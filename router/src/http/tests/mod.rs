@@ -6,6 +6,7 @@ mod keys;
 mod measures;
 mod openai_routes;
 mod recorded;
+mod request_ids;
 mod sockets;
 mod streams;
 mod tokens;
