@@ -1,7 +1,12 @@
 //! The model folder's tokenizer and what its configuration files say about special tokens and chat templates.
 //! Loaded once and shared; it never changes and never looks at a request.
 
+mod control;
+
+pub use control::ControlTokens;
+
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -48,6 +53,7 @@ pub struct Tokenizer {
     chat_templates: Vec<NamedTemplate>,
     vocab_size: u32,
     max_token_bytes: usize,
+    control: ControlTokens,
 }
 
 impl Tokenizer {
@@ -81,6 +87,10 @@ impl Tokenizer {
             eos_token.and_then(|(_, text)| inner.token_to_id(text)),
         )?;
         let vocab = inner.get_vocab(true);
+        let is_named = |text: &String| special_names.iter().any(|(_, name)| name == text);
+        let control = ControlTokens::new(&inner, |id, token| {
+            token.special || end_token_ids.contains(&id) || is_named(&token.content)
+        });
         Ok(Self {
             special_ids: inner
                 .get_added_tokens_decoder()
@@ -94,6 +104,7 @@ impl Tokenizer {
             chat_templates,
             vocab_size: vocab.values().max().map_or(0, |id| id + 1),
             max_token_bytes: max_token_bytes(&inner, &vocab),
+            control,
             inner,
         })
     }
@@ -121,6 +132,24 @@ impl Tokenizer {
         Ok(spans
             .map(|(&id, &(start, stop))| TokenSpan { id, start, stop })
             .collect())
+    }
+
+    /// As `encode_spans`, without the tokenizer's own special tokens; the ranges `typed`, in order, are text whatever they spell.
+    pub fn encode_typed(
+        &self,
+        text: &str,
+        typed: &[Range<usize>],
+    ) -> Result<Vec<TokenSpan>, TokenizerError> {
+        if self.control.is_plain(typed) {
+            return self.encode_spans(text, false);
+        }
+        let spans = self.control.encode(&self.inner, text, typed);
+        spans.map_err(TokenizerError::Encode)
+    }
+
+    /// The special tokens as they are spelled.
+    pub fn control(&self) -> &ControlTokens {
+        &self.control
     }
 
     /// The text of tokens that exist; bytes that are no UTF-8 become U+FFFD. Ids outside the vocabulary are left out.

@@ -45,7 +45,12 @@ impl Style {
             ),
             text(message),
         );
-        for (key, value) in fields.iter().filter(|(key, _)| *key != "message") {
+        // What the line belongs to, such as a request with its id.
+        let span = object.get("span").and_then(Value::as_object);
+        let of_span = span.unwrap_or(&empty).iter();
+        let of_span = of_span.filter(|(key, _)| *key != "name");
+        let own = fields.iter().filter(|(key, _)| *key != "message");
+        for (key, value) in own.chain(of_span) {
             let _ = write!(line, " {dim}{key}={reset}{}", text(Some(value)));
         }
         line.push('\n');
@@ -114,6 +119,15 @@ mod tests {
         assert_eq!(
             render(Style::Text, json),
             "T  INFO text_gen_router::http: listening port=3000\n"
+        );
+    }
+
+    #[test]
+    fn text_has_the_fields_of_the_span_it_belongs_to() {
+        let json = r#"{"timestamp":"T","level":"INFO","fields":{"message":"m","a":1},"span":{"name":"request","request_id":"r"}}"#;
+        assert_eq!(
+            render(Style::Text, json),
+            "T  INFO text_gen_router: m a=1 request_id=r\n"
         );
     }
 

@@ -247,6 +247,10 @@ pub fn request(mut body: ChatBody, streamed: bool) -> Result<Request, Validation
         ("moderation", body.moderation.is_some()),
         ("web_search_options", body.web_search_options.is_some()),
     ])?;
+    if body.messages.is_empty() {
+        let reason = "`messages` cannot be empty".to_owned();
+        return Err(ValidationError::Invalid(reason));
+    }
     let chat = body.take_chat()?;
     if chat.reasoning_budget.is_some() {
         return Err(ValidationError::Unsupported("thinking_budget"));

@@ -197,14 +197,3 @@ pub fn tool(
         }))),
     }
 }
-
-/// What nothing honours yet is refused, never ignored. `budget` is the route's own name for a budget of reasoning.
-pub fn refuse_unhonoured(chat: &Chat, budget: &'static str) -> Result<(), ValidationError> {
-    if chat.tools.is_some() {
-        return Err(ValidationError::Unsupported("tools"));
-    }
-    if chat.reasoning_budget.is_some() {
-        return Err(ValidationError::Unsupported(budget));
-    }
-    Ok(())
-}

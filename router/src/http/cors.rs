@@ -1,11 +1,9 @@
-//! Which web pages may call the server. Off until origins are configured; then they may also send the API key.
+//! Which web pages may call the server. Off until origins are configured; then they may send whatever headers they ask for, such as
+//! the API key and those that SDKs add of their own accord. Cookies mean nothing to this server.
 
-use axum::http::header::{
-    ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, CONTENT_TYPE,
-    ORIGIN,
-};
+use axum::http::header::{ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, ORIGIN};
 use axum::http::{HeaderValue, Method};
-use tower_http::cors::{AllowOrigin, CorsLayer};
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 #[derive(Debug, thiserror::Error)]
 #[error("`{0}` is not a valid origin for CORS")]
@@ -26,7 +24,7 @@ pub fn layer(origins: &[String]) -> Result<Option<CorsLayer>, BadOrigin> {
     Ok(Some(
         CorsLayer::new()
             .allow_methods([Method::GET, Method::POST])
-            .allow_headers([CONTENT_TYPE, AUTHORIZATION])
+            .allow_headers(AllowHeaders::mirror_request())
             .allow_origin(allow_origin)
             // Named in full, because caches between us and the browser go by it, also for `*`.
             .vary([

@@ -21,6 +21,10 @@ pub struct ApiError {
     pub error_type: &'static str,
 }
 
+/// Tells the layers around a route what kind of error it answered with.
+#[derive(Clone, Copy)]
+pub struct ErrorType(pub &'static str);
+
 /// What went wrong. In a stream of the native routes it is the last event.
 #[derive(Serialize, ToSchema)]
 #[schema(as = ErrorResponse)]
@@ -124,6 +128,7 @@ impl From<GenerateError> for ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.native_event())).into_response();
+        response.extensions_mut().insert(ErrorType(self.error_type));
         if self.status == StatusCode::TOO_MANY_REQUESTS {
             response
                 .headers_mut()

@@ -42,6 +42,7 @@ mod sse;
 // Layers around all of them.
 mod auth;
 mod cors;
+mod request_id;
 
 // What carries them.
 mod connection;
@@ -185,6 +186,7 @@ fn router(config: HttpConfig, phase: watch::Receiver<Phase>) -> Result<Router, c
     if let Some(cors) = cors::layer(&config.cors_allow_origin)? {
         router = router.layer(cors);
     }
+    router = router.layer(axum::middleware::from_fn(request_id::tag));
     Ok(router.with_state(state))
 }
 

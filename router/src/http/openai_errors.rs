@@ -109,6 +109,7 @@ pub async fn for_sdks(request: Request, next: Next) -> Response {
         _ => (status, Json(error_object(status, &bytes))).into_response(),
     };
     rewritten.headers_mut().extend(other_headers(head.headers));
+    *rewritten.extensions_mut() = head.extensions;
     rewritten
 }
 

@@ -9,9 +9,11 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::stream::{self, BoxStream, Stream, StreamExt};
 use serde::Serialize;
+use tracing::Span;
 
 use super::answer::Step;
 use super::errors::ApiError;
+use super::request_id;
 
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
@@ -38,10 +40,14 @@ pub fn respond(
         Err(error) => stream::iter([Err(error)]).boxed(),
     };
     let keep_alive = writer.keep_alive();
+    let span = Span::current();
     let events = steps.flat_map(move |step| {
         let events = match step {
             Ok(step) => writer.step(step),
-            Err(error) => vec![writer.error(&error)],
+            Err(error) => {
+                request_id::stream_failed(&span, &error);
+                vec![writer.error(&error)]
+            }
         };
         stream::iter(events.into_iter().map(Ok::<_, Infallible>))
     });

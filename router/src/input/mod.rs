@@ -8,6 +8,7 @@ mod prompt;
 mod python;
 mod template_traits;
 mod tool_prompt;
+mod typed;
 
 pub use error::ValidationError;
 
@@ -156,7 +157,7 @@ impl Validator {
         let mut checked = parameters::check(&request, limits, self.vocab_size, end_token_ids)?;
         let tools = request.prompt.tools().cloned();
         let mut message_format = MessageFormat::default();
-        let (prompt_ids, prompt_chars) = match prompt::render(request.prompt, &self.templates)? {
+        let (prompt_ids, prompt_chars) = match self.render(request.prompt)? {
             Rendered::TokenIds(ids) => {
                 let ids = prompt::check_ids(ids, checked.truncate, self.vocab_size)?;
                 let len = ids.len();
@@ -211,13 +212,14 @@ impl Validator {
         }))
     }
 
+    fn render(&self, prompt: Prompt) -> Result<Rendered, ValidationError> {
+        prompt::render(prompt, &self.templates, self.tokenizer.control())
+    }
+
     fn tokenize_now(&self, prompt: Prompt) -> Result<(String, Vec<TokenSpan>), ValidationError> {
-        match prompt::render(prompt, &self.templates)? {
+        match self.render(prompt)? {
             Rendered::Text(text) => {
-                let spans = self
-                    .tokenizer
-                    .encode_spans(&text.text, text.add_special_tokens)
-                    .map_err(|error| ValidationError::Tokenizer(error.to_string()))?;
+                let spans = text.spans(&self.tokenizer)?;
                 Ok((text.text, spans))
             }
             Rendered::TokenIds(_) => Err(ValidationError::Unsupported("token ids")),
@@ -237,3 +239,5 @@ impl Validator {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod typed_tests;

@@ -1,9 +1,12 @@
 //! From a prompt to token ids within the limits. Nothing is tokenized before its bytes are known to be few enough.
 
+use std::ops::Range;
+
 use super::ValidationError;
 use super::chat_template::ChatTemplates;
 use super::parameters::{CheckedParameters, check_token_id};
-use crate::tokenizer::Tokenizer;
+use super::typed::Quotes;
+use crate::tokenizer::{ControlTokens, TokenSpan, Tokenizer, TokenizerError};
 use crate::types::message_format::MessageFormat;
 use crate::types::{Limits, Prompt};
 
@@ -18,29 +21,62 @@ pub(super) enum Rendered {
 
 pub(super) struct PromptText {
     pub text: String,
-    pub add_special_tokens: bool,
+    kind: PromptKind,
     /// How the answer is to be read.
     pub message_format: MessageFormat,
+}
+
+enum PromptKind {
+    /// What it spells is control, and the tokenizer adds its own special tokens.
+    Raw,
+    /// The template wrote the beginning of text itself. These parts spell a special token and are none, in order.
+    Chat { typed: Vec<Range<usize>> },
+}
+
+impl PromptText {
+    pub fn spans(&self, tokenizer: &Tokenizer) -> Result<Vec<TokenSpan>, ValidationError> {
+        let spans = match &self.kind {
+            PromptKind::Raw => tokenizer.encode_spans(&self.text, true),
+            PromptKind::Chat { typed } => tokenizer.encode_typed(&self.text, typed),
+        };
+        spans.map_err(|error| ValidationError::Tokenizer(error.to_string()))
+    }
+
+    /// The tokens of the text from `start` on.
+    fn ids_from(&self, start: usize, tokenizer: &Tokenizer) -> Result<Vec<u32>, TokenizerError> {
+        let text = &self.text[start..];
+        let PromptKind::Chat { typed } = &self.kind else {
+            return tokenizer.encode(text, true);
+        };
+        let left = typed.iter().filter(|typed| typed.end > start);
+        let moved: Vec<Range<usize>> = left
+            .map(|typed| typed.start.saturating_sub(start)..typed.end - start)
+            .collect();
+        let spans = tokenizer.encode_typed(text, &moved)?;
+        Ok(spans.into_iter().map(|span| span.id).collect())
+    }
 }
 
 /// Writes a chat out with the model's template.
 pub(super) fn render(
     prompt: Prompt,
     templates: &ChatTemplates,
+    control: &ControlTokens,
 ) -> Result<Rendered, ValidationError> {
     Ok(match prompt {
         Prompt::TokenIds(ids) => Rendered::TokenIds(ids),
         Prompt::Text(text) => Rendered::Text(PromptText {
             text,
-            add_special_tokens: true,
+            kind: PromptKind::Raw,
             message_format: MessageFormat::default(),
         }),
-        // The template writes the beginning of text itself.
-        Prompt::Chat(chat) => {
+        Prompt::Chat(mut chat) => {
+            let quotes = Quotes::quote(&mut chat, control);
             let rendered = templates.render(&chat)?;
+            let (text, typed) = quotes.restore(rendered.text);
             Rendered::Text(PromptText {
-                text: rendered.text,
-                add_special_tokens: false,
+                text,
+                kind: PromptKind::Chat { typed },
                 message_format: rendered.message_format,
             })
         }
@@ -59,19 +95,19 @@ pub(super) fn tokenize(
     }
     let max = limits.max_input_tokens;
     let max_bytes = max.saturating_mul(tokenizer.max_token_bytes());
-    let mut text = prompt.text.as_str();
-    if text.len() > max_bytes {
+    let mut start = 0;
+    if prompt.text.len() > max_bytes {
         if truncate.is_none() {
             return Err(ValidationError::InputBytes {
                 max,
-                at_least: text.len() / tokenizer.max_token_bytes(),
+                at_least: prompt.text.len() / tokenizer.max_token_bytes(),
             });
         }
         // Only the end is kept anyway; the factor leaves room for tokens that the cut changes.
-        text = end_of(text, max_bytes.saturating_mul(2));
+        start = start_of_end(&prompt.text, max_bytes.saturating_mul(2));
     }
-    let mut ids = tokenizer
-        .encode(text, prompt.add_special_tokens)
+    let mut ids = prompt
+        .ids_from(start, tokenizer)
         .map_err(|error| ValidationError::Tokenizer(error.to_string()))?;
     if let Some(keep) = truncate {
         ids.drain(..ids.len().saturating_sub(keep));
@@ -79,13 +115,13 @@ pub(super) fn tokenize(
     Ok(ids)
 }
 
-/// At most the last `max_bytes` bytes, in whole characters.
-fn end_of(text: &str, max_bytes: usize) -> &str {
+/// Where at most the last `max_bytes` bytes begin, in whole characters.
+fn start_of_end(text: &str, max_bytes: usize) -> usize {
     let mut start = text.len().saturating_sub(max_bytes);
     while !text.is_char_boundary(start) {
         start += 1;
     }
-    &text[start..]
+    start
 }
 
 pub(super) fn check_ids(

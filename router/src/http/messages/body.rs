@@ -189,7 +189,6 @@ impl MessagesBody {
             let variable = ("reasoning_effort".to_owned(), effort.into());
             chat.variables.push(variable);
         }
-        conversation::refuse_unhonoured(&chat, "thinking.budget_tokens")?;
         Ok(chat)
     }
 

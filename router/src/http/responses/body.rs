@@ -10,7 +10,7 @@ use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
 use super::super::body::{self, Object, OneOrMany, TextOr};
-use super::super::conversation::{self, Conversation};
+use super::super::conversation::Conversation;
 use super::super::openai;
 use super::items::Item;
 use super::object::{Asked, Reasoning, TextConfig};
@@ -173,7 +173,6 @@ impl ResponseBody {
         let parallel = self.parallel_tool_calls.unwrap_or(true);
         let given = self.tools.as_deref().unwrap_or_default();
         chat.tools = tools::tool_use(given, self.tool_choice.as_ref(), parallel)?;
-        conversation::refuse_unhonoured(&chat, "reasoning")?;
         Ok(chat)
     }
 

@@ -97,6 +97,10 @@ async fn cors_is_off_until_configured_and_then_allows_the_key() {
         Request::options("/generate")
             .header("origin", origin)
             .header("access-control-request-method", "POST")
+            .header(
+                "access-control-request-headers",
+                "authorization,content-type,x-api-key,x-request-id,x-stainless-lang",
+            )
             .body(Body::empty())
             .unwrap()
     };
@@ -117,7 +121,7 @@ async fn cors_is_off_until_configured_and_then_allows_the_key() {
     );
     assert_eq!(
         reply.header("access-control-allow-headers"),
-        Some("content-type,authorization")
+        Some("authorization,content-type,x-api-key,x-request-id,x-stainless-lang")
     );
     let reply = listed.send(ask("http://bad.example")).await;
     assert_eq!(reply.header("access-control-allow-origin"), None);

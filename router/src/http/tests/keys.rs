@@ -56,8 +56,9 @@ async fn no_route_but_health_answers_without_a_key_whatever_the_method() {
             let is_health = HEALTH_ROUTES.contains(&path.as_str());
             let expected = if reads && is_health { 200 } else { 401 };
             assert_eq!(reply.status, expected, "{method} {path}");
-            // Anthropic's clients read the reason in the body.
-            let says_why = !is_health && path.starts_with("/v1/messages") && method != "HEAD";
+            // The clients of these routes read the reason in the body.
+            let by_others = ["/v1/messages", "/v1/responses"].map(|route| path.starts_with(route));
+            let says_why = by_others.contains(&true) && method != "HEAD";
             assert_eq!(reply.text.is_empty(), !says_why, "{method} {path}");
         }
     }
