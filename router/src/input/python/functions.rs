@@ -72,5 +72,9 @@ fn namespace(entries: Option<Value>, kwargs: Kwargs) -> Result<Value, Error> {
 }
 
 fn raise_exception(message: Value) -> Result<Value, Error> {
-    Err(invalid(super::repr::text(&message)?))
+    let words = super::repr::text(&message)?;
+    Err(invalid(match words.trim() {
+        "" => "the template refuses the conversation".to_owned(),
+        _ => words,
+    }))
 }

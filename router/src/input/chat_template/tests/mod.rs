@@ -56,6 +56,8 @@ fn the_final_assistant_message_is_left_open_and_trimmed() {
 fn a_template_may_refuse_a_chat_in_its_own_words() {
     let text = error("{{ raise_exception('roles must alternate') }}");
     assert_eq!(text, "chat template: roles must alternate");
+    let text = error("{{ raise_exception('') }}");
+    assert_eq!(text, "chat template: the template refuses the conversation");
 }
 
 #[test]
@@ -110,12 +112,19 @@ fn a_set_in_a_generation_block_ends_with_it() {
 }
 
 #[test]
-fn lists_without_end_are_refused_before_they_fill_the_memory() {
+fn lists_and_texts_without_end_are_refused_before_they_fill_the_memory() {
     for source in [
         "{{ ([0] * 99999999) | join }}",
         "{{ ([0] * 99999999) | tojson }}",
         "{{ [0] * 99999999 }}",
         "{{ ([0] * 99999999)[::-1] }}",
+        "{{ ([0] * 99999999) | sort }}",
+        "{{ ([0] * 99999999) | map('string') | list }}",
+        "{{ [1] | slice(99999999) | list }}",
+        "{{ [1] | batch(99999999, 0) | list }}",
+        "{{ ('x' * 99999999).split('x') }}",
+        "{{ ('x' * 9999999).split('x') }}",
+        "{{ ('x' * 9999999).replace('x', 'xxx') }}",
     ] {
         assert!(error(source).contains("more than"), "{source}");
     }
