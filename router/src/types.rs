@@ -156,6 +156,9 @@ pub struct Limits {
 }
 
 #[cfg(test)]
+pub(crate) mod random;
+
+#[cfg(test)]
 pub(crate) mod tests {
     use super::Limits;
 

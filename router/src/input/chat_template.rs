@@ -1,11 +1,14 @@
 //! Renders the model's chat template as close as possible to transformers' Jinja2 environment. Templates are untrusted: they run
 //! with fuel, their output is capped, and they can read nothing but the variables given here.
 
+mod messages;
+mod source;
+
 use std::io;
+use std::time::SystemTime;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, from_args};
-use minijinja::{Environment, Error, ErrorKind, State, Value};
+use minijinja::{Environment, Error, ErrorKind, Value};
 
 use super::{ValidationError, python};
 use crate::tokenizer::NamedTemplate;
@@ -26,11 +29,19 @@ pub struct ChatTemplates {
 impl ChatTemplates {
     /// `special_names` are variables of every template (`bos_token`, `eos_token`, ...).
     pub fn new(templates: &[NamedTemplate], special_names: &[(String, String)]) -> Self {
-        let mut environment = environment();
+        Self::with_clock(templates, special_names, SystemTime::now)
+    }
+
+    /// `strftime_now` tells the time of `clock`.
+    pub fn with_clock(
+        templates: &[NamedTemplate],
+        special_names: &[(String, String)],
+        clock: fn() -> SystemTime,
+    ) -> Self {
+        let mut environment = environment(clock);
         let mut compile = |template: &NamedTemplate| {
-            let source = without_generation_tags(&template.source);
             environment
-                .add_template_owned(template.name.clone(), source)
+                .add_template_owned(template.name.clone(), source::rewrite(&template.source))
                 .map(|()| template.name.clone())
                 .map_err(|error| format!("does not compile: {}", explain(&error)))
         };
@@ -53,7 +64,21 @@ impl ChatTemplates {
             .environment
             .get_template(name)
             .map_err(|error| refused(explain(&error)))?;
-        let add_generation_prompt = chat.continue_final.is_none();
+        let mut output = Capped(Vec::new());
+        template
+            .render_captured_to(self.variables(chat), &mut output)
+            .map_err(|error| refused(explain(&error)))?;
+        let text = String::from_utf8(output.0).map_err(|error| refused(error.to_string()))?;
+        match &chat.continue_final {
+            Some(message) => messages::cut_after(text, message).map_err(refused),
+            None => Ok(text),
+        }
+    }
+
+    /// As transformers gives them: tools and documents are `None` where there are none.
+    fn variables(&self, chat: &Chat) -> Value {
+        let none = ["tools", "documents"].map(|name| (name, Value::from(())));
+        let prompted = [("add_generation_prompt", Value::from(true))];
         let special = self
             .special_names
             .iter()
@@ -61,21 +86,15 @@ impl ChatTemplates {
         let given = chat
             .variables
             .iter()
-            .map(|(name, value)| (name.as_str(), value.clone()));
-        let own = [
-            ("messages", chat.messages.clone()),
-            ("add_generation_prompt", Value::from(add_generation_prompt)),
-        ];
-        let context = Value::from_pairs(special.chain(given).chain(own));
-        let mut output = Capped(Vec::new());
-        template
-            .render_captured_to(context, &mut output)
-            .map_err(|error| refused(explain(&error)))?;
-        let mut text = String::from_utf8(output.0).map_err(|error| refused(error.to_string()))?;
-        if let Some(message) = &chat.continue_final {
-            cut_after(&mut text, message.trim())?;
-        }
-        Ok(text)
+            .map(|(name, value)| (name.as_str(), python::from_json(value)));
+        let messages = messages::for_template(&chat.messages, chat.continue_final.as_deref());
+        let own = [("messages", messages)];
+        let open = chat
+            .continue_final
+            .is_some()
+            .then(|| ("add_generation_prompt", Value::from(false)));
+        let names = none.into_iter().chain(prompted).chain(special);
+        Value::from_pairs(names.chain(given).chain(own).chain(open))
     }
 
     fn choose(&self, chat: &Chat) -> Result<&str, ValidationError> {
@@ -92,18 +111,7 @@ impl ChatTemplates {
     }
 }
 
-/// Ends the prompt with the final message, without what the template puts after it.
-fn cut_after(text: &mut String, message: &str) -> Result<(), ValidationError> {
-    let Some(start) = text.rfind(message) else {
-        return Err(ValidationError::ChatTemplate(
-            "the final assistant message is not part of the rendered chat".to_owned(),
-        ));
-    };
-    text.truncate(start + message.len());
-    Ok(())
-}
-
-fn environment() -> Environment<'static> {
+fn environment(clock: fn() -> SystemTime) -> Environment<'static> {
     let mut environment = Environment::new();
     let syntax = SyntaxConfig::builder()
         .trim_blocks(true)
@@ -111,47 +119,11 @@ fn environment() -> Environment<'static> {
         .build();
     environment.set_syntax(syntax.expect("the default delimiters are valid"));
     environment.set_fuel(Some(FUEL));
-    environment.set_formatter(python::print);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    environment.add_filter("tojson", python::tojson);
-    environment.add_function("raise_exception", raise_exception);
-    environment.add_function("strftime_now", strftime_now);
+    python::install(&mut environment);
+    environment.add_function("strftime_now", move |format: &str| {
+        python::strftime(clock(), format)
+    });
     environment
-}
-
-fn raise_exception(message: String) -> Result<Value, Error> {
-    Err(Error::new(ErrorKind::InvalidOperation, message))
-}
-
-/// The time in UTC, in the notation of C's `strftime`.
-fn strftime_now(state: &State, format: String) -> Result<String, Error> {
-    let (kwargs,): (Kwargs,) =
-        from_args(&[Kwargs::from_iter([("format", Value::from(format))]).into()])?;
-    minijinja_contrib::filters::datetimeformat(state, minijinja_contrib::globals::now(), kwargs)
-}
-
-/// transformers marks the assistant's text with `{% generation %}`; for rendering the tags mean nothing.
-fn without_generation_tags(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let Some(len) = rest[start..].find("%}") else {
-            break;
-        };
-        let tag = &rest[start..start + len];
-        let name =
-            tag[2..].trim_matches(|letter: char| letter.is_whitespace() || "-+".contains(letter));
-        let replacement = match name {
-            "generation" => "if true",
-            "endgeneration" => "endif",
-            _ => name,
-        };
-        out.push_str(&rest[..start]);
-        out.push_str(&tag.replacen(name, replacement, 1));
-        rest = &rest[start + len..];
-    }
-    out.push_str(rest);
-    out
 }
 
 /// The error with its cause, and without the template's source.

@@ -2,6 +2,7 @@
 
 mod access;
 mod clouds;
+mod fuzz;
 mod measures;
 mod openai_routes;
 mod recorded;

@@ -1,5 +1,8 @@
 //! Templates against what transformers renders, and against their limits.
 
+mod fuzz;
+mod rendered;
+
 use super::*;
 
 fn templates(source: &str) -> ChatTemplates {
@@ -34,35 +37,6 @@ fn error(source: &str) -> String {
 
 const CHATML: &str = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
-/// `chat_templates.json` holds what transformers 5 rendered.
-#[test]
-fn templates_render_as_transformers_renders_them() {
-    #[derive(serde::Deserialize)]
-    struct Expected {
-        messages: Value,
-        templates: std::collections::BTreeMap<String, Case>,
-    }
-    #[derive(serde::Deserialize)]
-    struct Case {
-        template: String,
-        rendered: String,
-    }
-    let text = include_str!("../../../tests/data/chat_templates.json");
-    let expected: Expected = serde_json::from_str(text).unwrap();
-    assert!(expected.templates.len() > 5);
-    for (name, case) in expected.templates {
-        let chat = Chat {
-            messages: expected.messages.clone(),
-            continue_final: None,
-            variables: Vec::new(),
-            tools: None,
-            reasoning_budget: None,
-        };
-        let rendered = templates(&case.template).render(&chat);
-        assert_eq!(rendered, Ok(case.rendered), "{name}");
-    }
-}
-
 #[test]
 fn the_final_assistant_message_is_left_open_and_trimmed() {
     let messages =
@@ -78,6 +52,8 @@ fn the_final_assistant_message_is_left_open_and_trimmed() {
 fn a_template_may_refuse_a_chat_in_its_own_words() {
     let text = error("{{ raise_exception('roles must alternate') }}");
     assert_eq!(text, "chat template: roles must alternate");
+    let text = error("{{ raise_exception('') }}");
+    assert_eq!(text, "chat template: the template refuses the conversation");
 }
 
 #[test]
@@ -123,6 +99,67 @@ fn clients_variables_do_not_replace_the_messages() {
 fn generation_tags_keep_their_whitespace_control() {
     let source = "a {%- generation -%} b {%- endgeneration %} c{% set generation = 1 %}";
     assert_eq!(render(source).unwrap(), "ab c");
+}
+
+#[test]
+fn a_set_in_a_generation_block_ends_with_it() {
+    let source = "{% generation %}{% set a = 1 %}{{ a }}{% endgeneration %}{{ a is defined }}";
+    assert_eq!(render(source).unwrap(), "1False");
+}
+
+#[test]
+fn lists_without_end_are_refused_before_they_fill_the_memory() {
+    for source in [
+        "{{ ([0] * 99999999) | join }}",
+        "{{ ([0] * 99999999) | tojson }}",
+        "{{ [0] * 99999999 }}",
+        "{{ ([0] * 99999999)[::-1] }}",
+    ] {
+        assert!(error(source).contains("more than"), "{source}");
+    }
+}
+
+#[test]
+fn endless_recursion_is_refused() {
+    let source = "{% macro a(n) %}{{ a(n + 1) }}{% endmacro %}{{ a(0) }}";
+    assert!(error(source).contains("recursion"), "{}", error(source));
+}
+
+#[test]
+fn tools_choose_the_template_that_is_made_for_them() {
+    let template = |name: &str, source: &str| NamedTemplate {
+        name: name.into(),
+        source: source.into(),
+    };
+    let both = [
+        template("default", "plain"),
+        template("tool_use", "tools: {{ tools | length }}"),
+    ];
+    let mut with_tools = chat("[]", None);
+    with_tools.variables = vec![("tools".into(), Value::from(vec![1, 2]))];
+    assert_eq!(
+        ChatTemplates::new(&both, &[]).render(&with_tools).unwrap(),
+        "tools: 2"
+    );
+    assert_eq!(
+        ChatTemplates::new(&both[..1], &[])
+            .render(&with_tools)
+            .unwrap(),
+        "plain"
+    );
+    assert_eq!(
+        ChatTemplates::new(&both, &[])
+            .render(&chat("[]", None))
+            .unwrap(),
+        "plain"
+    );
+}
+
+#[test]
+fn a_final_message_that_the_template_drops_cannot_be_continued() {
+    let messages = r#"[{"role": "assistant", "content": "a"}]"#;
+    let result = templates("a").render(&chat(messages, Some("a")));
+    assert!(result.unwrap_err().to_string().contains("not part of"));
 }
 
 #[test]
