@@ -7,10 +7,7 @@ use std::sync::{Arc, Mutex};
 use minijinja::value::{DynObject, Enumerator, Object, ObjectRepr, ValueKind};
 use minijinja::{Error, Value};
 
-use super::{invalid, repr};
-
-/// Lazy values can promise any number of them.
-const MAX_ITEMS: usize = 1 << 20;
+use super::{bounds, invalid, repr};
 
 /// A list.
 #[derive(Debug)]
@@ -178,9 +175,7 @@ pub fn iterate(value: &Value) -> Result<Vec<Value>, Error> {
     check_iterable(value)?;
     let mut items = Vec::new();
     for item in value.try_iter()?.checked() {
-        if items.len() == MAX_ITEMS {
-            return Err(invalid(format!("more than {MAX_ITEMS} items")));
-        }
+        bounds::check_items(items.len() + 1)?;
         items.push(item?);
     }
     Ok(items)

@@ -1,11 +1,9 @@
 //! Filters that answer differently in Jinja2 than in minijinja: most take any value and work on its text.
 
-use std::borrow::Cow;
-
-use minijinja::value::{Kwargs, Rest, Tuple, ValueOrKwargs};
+use minijinja::value::{Kwargs, Rest, Tuple};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 
-use super::{containers, invalid, json, numbers, repr, strings};
+use super::{bounds, containers, invalid, json, numbers, repr, strings};
 
 pub fn install(environment: &mut Environment) {
     environment.add_filter("tojson", json::tojson);
@@ -47,7 +45,7 @@ pub fn install(environment: &mut Environment) {
         repr::text(value).map(words)
     });
     numbers::install(environment);
-    generators(environment);
+    bounds::install(environment);
     environment.add_filter("safe", |value: &Value| repr::text(value));
 }
 
@@ -91,10 +89,14 @@ fn join(
             None => repr::text(&item),
         }
     };
-    let items = containers::iterate(value)?.into_iter().map(text);
-    Ok(items
-        .collect::<Result<Vec<_>, _>>()?
-        .join(&repr::text(&separator)?))
+    let separator = repr::text(&separator)?;
+    let mut out = String::new();
+    for (idx, item) in containers::iterate(value)?.into_iter().enumerate() {
+        out.push_str(if idx == 0 { "" } else { &separator });
+        out.push_str(&text(item)?);
+        bounds::check_text(out.len())?;
+    }
+    Ok(out)
 }
 
 /// Lines behind the first get spaces in front; empty ones only if `blank`.
@@ -115,7 +117,7 @@ fn indent(value: &Value, by_place: Rest<Value>, kwargs: Kwargs) -> Result<String
     };
     // Jinja2 adds a line, so that one at the end is not lost.
     let text = repr::text(value)? + "\n";
-    let lines = containers::iterate(&strings::split_lines(&text, false))?;
+    let lines = containers::iterate(&strings::split_lines(&text, false)?)?;
     let mut out = String::new();
     for (idx, line) in lines.iter().enumerate() {
         let line = line.as_str().unwrap_or_default();
@@ -127,6 +129,7 @@ fn indent(value: &Value, by_place: Rest<Value>, kwargs: Kwargs) -> Result<String
         };
         out.push_str(if wanted { &space } else { "" });
         out.push_str(line);
+        bounds::check_text(out.len())?;
     }
     Ok(out)
 }
@@ -169,9 +172,9 @@ fn default(value: &Value, by_place: Rest<Value>, kwargs: Kwargs) -> Result<Value
     Ok(if is_missing { other } else { value.clone() })
 }
 
-fn replace(value: &Value, old: &Value, new: &Value, count: Option<usize>) -> Result<String, Error> {
+fn replace(value: &Value, old: &Value, new: &Value, count: Option<i64>) -> Result<String, Error> {
     let (text, old, new) = (repr::text(value)?, repr::text(old)?, repr::text(new)?);
-    Ok(text.replacen(&old, &new, count.unwrap_or(usize::MAX)))
+    bounds::replace(&text, &old, &new, count)
 }
 
 fn escape(value: &Value) -> Result<String, Error> {
@@ -224,47 +227,4 @@ fn max(state: &State, value: Value, kwargs: Kwargs) -> Result<Value, Error> {
     let mut items = containers::iterate(&value)?;
     items.reverse();
     minijinja::filters::max(state, containers::list(items), kwargs)
-}
-
-fn generators(environment: &mut Environment) {
-    use minijinja::filters;
-    type Arguments = Rest<ValueOrKwargs>;
-    type Test<'a> = Option<Cow<'a, str>>;
-    environment.add_filter(
-        "map",
-        |state: &mut State, value: Value, arguments: Arguments| {
-            containers::check_iterable(&value)?;
-            filters::map(state, value, arguments).map(containers::generator)
-        },
-    );
-    environment.add_filter(
-        "select",
-        |state: &mut State, value: Value, test: Test, arguments: Arguments| {
-            containers::check_iterable(&value)?;
-            filters::select(state, value, test, arguments).map(containers::generator)
-        },
-    );
-    environment.add_filter(
-        "reject",
-        |state: &mut State, value: Value, test: Test, arguments: Arguments| {
-            containers::check_iterable(&value)?;
-            filters::reject(state, value, test, arguments).map(containers::generator)
-        },
-    );
-    environment.add_filter(
-        "selectattr",
-        |state: &mut State, value: Value, name: Value, test: Test, arguments: Arguments| {
-            containers::check_iterable(&value)?;
-            let name = Cow::Owned(repr::text(&name)?);
-            filters::selectattr(state, value, name, test, arguments).map(containers::generator)
-        },
-    );
-    environment.add_filter(
-        "rejectattr",
-        |state: &mut State, value: Value, name: Value, test: Test, arguments: Arguments| {
-            containers::check_iterable(&value)?;
-            let name = Cow::Owned(repr::text(&name)?);
-            filters::rejectattr(state, value, name, test, arguments).map(containers::generator)
-        },
-    );
 }

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, Value};
 
-use super::{containers, invalid, repr};
+use super::{bounds, containers, invalid, repr};
 
 const MAX_DEPTH: usize = 200;
 
@@ -73,6 +73,7 @@ impl Json {
         if depth > MAX_DEPTH {
             return Err(invalid("the value is nested too deeply for JSON"));
         }
+        bounds::check_text(out.len())?;
         match value.kind() {
             ValueKind::None => out.push_str("null"),
             ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),

@@ -5,7 +5,7 @@ use minijinja::value::{Tuple, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 
 use super::slices::slice;
-use super::{containers, invalid, repr, strings};
+use super::{bounds, containers, invalid, repr, strings};
 
 pub const SLICE: &str = "__slice__";
 
@@ -15,6 +15,7 @@ pub fn call(
     method: &str,
     args: &[Value],
 ) -> Result<Value, Error> {
+    bounds::check_text(value.as_str().map_or(0, str::len))?;
     if method == SLICE {
         return slice(value, args);
     }

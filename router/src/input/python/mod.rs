@@ -1,6 +1,7 @@
 //! Python's view of template values, because chat templates were written for Jinja2: how values are printed, what their methods
 //! do, and which filters and tests answer differently there. Whatever is not here is minijinja's own.
 
+mod bounds;
 mod containers;
 mod filters;
 mod functions;

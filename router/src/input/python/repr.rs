@@ -5,7 +5,7 @@ use std::fmt::Write;
 use minijinja::value::ValueKind;
 use minijinja::{Error, Value};
 
-use super::invalid;
+use super::{bounds, invalid};
 
 /// Lists and maps nest no deeper than this; JSON that clients send is shallower.
 const MAX_DEPTH: usize = 200;
@@ -14,7 +14,10 @@ const MAX_DEPTH: usize = 200;
 pub fn text(value: &Value) -> Result<String, Error> {
     let mut out = String::new();
     match value.as_str() {
-        Some(string) => out.push_str(string),
+        Some(string) => {
+            bounds::check_text(string.len())?;
+            out.push_str(string);
+        }
         None if value.is_undefined() => {}
         None => write(&mut out, value, 0)?,
     }
@@ -26,6 +29,7 @@ fn write(out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
     if depth > MAX_DEPTH {
         return Err(invalid("the value is nested too deeply to be printed"));
     }
+    bounds::check_text(out.len())?;
     match value.kind() {
         ValueKind::String => quote(out, value.as_str().unwrap_or_default()),
         ValueKind::Undefined => out.push_str("Undefined"),

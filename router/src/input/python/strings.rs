@@ -4,10 +4,7 @@ use minijinja::value::{Kwargs, Tuple, from_args};
 use minijinja::{Error, ErrorKind, Value};
 
 use super::slices::indices;
-use super::{containers, invalid};
-
-/// Most characters that a method may pad to.
-const MAX_LEN: usize = 16 << 20;
+use super::{bounds, containers, invalid};
 
 /// What Python calls white space: more control characters than Unicode's property.
 pub fn is_space(letter: char) -> bool {
@@ -50,7 +47,7 @@ pub fn call(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, E
         "split" | "rsplit" => split(text, method == "rsplit", args)?,
         "splitlines" => {
             let (keep_ends,): (Option<bool>,) = from_args(args)?;
-            split_lines(text, keep_ends.unwrap_or(false))
+            split_lines(text, keep_ends.unwrap_or(false))?
         }
         "partition" => partition(
             text,
@@ -86,7 +83,17 @@ pub fn call(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, E
         "join" => {
             let items = containers::iterate(first()?)?;
             let items: Vec<String> = items.iter().map(by_text).collect::<Result<_, _>>()?;
+            let separators = items.len().saturating_mul(text.len());
+            bounds::check_text(separators + items.iter().map(String::len).sum::<usize>())?;
             Value::from(items.join(text))
+        }
+        "replace" => {
+            let (old, new, count): (&str, &str, Option<i64>) = from_args(args)?;
+            Value::from(bounds::replace(text, old, new, count)?)
+        }
+        "format" => {
+            bounds::check_format(text, args)?;
+            return Ok(None);
         }
         "title" => Value::from(title(text)),
         "capitalize" => Value::from(capitalize(text)),
@@ -115,9 +122,11 @@ fn is_all(text: &str, wanted: impl Fn(char) -> bool) -> bool {
     !text.is_empty() && text.chars().all(wanted)
 }
 
-fn strings(items: impl IntoIterator<Item = impl Into<String>>) -> Value {
-    let items = items.into_iter().map(|item| Value::from(item.into()));
-    containers::list(items.collect())
+fn strings<'a>(items: impl IntoIterator<Item = &'a str>) -> Result<Value, Error> {
+    let most = bounds::MAX_ITEMS + 1;
+    let items: Vec<Value> = items.into_iter().take(most).map(Value::from).collect();
+    bounds::check_items(items.len())?;
+    Ok(containers::list(items))
 }
 
 fn split(text: &str, from_end: bool, args: &[Value]) -> Result<Value, Error> {
@@ -128,7 +137,7 @@ fn split(text: &str, from_end: bool, args: &[Value]) -> Result<Value, Error> {
     // Of the parts that remain, the last holds the rest.
     let max = usize::try_from(max).map_or(usize::MAX, |max| max.saturating_add(1));
     let Some(separator) = separator.or(named).filter(|separator| !separator.is_none()) else {
-        return Ok(strings(split_at_space(text, from_end, max)));
+        return strings(split_at_space(text, from_end, max));
     };
     match separator.as_str() {
         None => Err(invalid("a separator must be a string")),
@@ -136,9 +145,9 @@ fn split(text: &str, from_end: bool, args: &[Value]) -> Result<Value, Error> {
         Some(separator) if from_end => {
             let mut parts: Vec<&str> = text.rsplitn(max, separator).collect();
             parts.reverse();
-            Ok(strings(parts))
+            strings(parts)
         }
-        Some(separator) => Ok(strings(text.splitn(max, separator))),
+        Some(separator) => strings(text.splitn(max, separator)),
     }
 }
 
@@ -172,7 +181,7 @@ fn letter_len(text: &str, at: usize) -> usize {
     text[at..].chars().next().map_or(1, char::len_utf8)
 }
 
-pub fn split_lines(text: &str, keep_ends: bool) -> Value {
+pub fn split_lines(text: &str, keep_ends: bool) -> Result<Value, Error> {
     let is_end = |letter: char| {
         matches!(
             letter,
@@ -292,9 +301,7 @@ fn swap_case(letter: char) -> String {
 fn padded(text: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
     let (width, given): (usize, Option<&str>) = from_args(args)?;
     let given = given.and_then(|fill| fill.chars().next()).unwrap_or(' ');
-    if width > MAX_LEN {
-        return Err(invalid("the width is too large"));
-    }
+    bounds::check_text(width.saturating_mul(4))?;
     let len = text.chars().count();
     let missing = width.saturating_sub(len);
     let fill = |count: usize, fill: char| fill.to_string().repeat(count);
@@ -321,6 +328,7 @@ fn expand_tabs(text: &str, width: usize) -> Result<String, Error> {
     let mut out = String::new();
     let mut column = 0;
     for letter in text.chars() {
+        bounds::check_text(out.len())?;
         match letter {
             '\t' => {
                 let spaces = if width == 0 {

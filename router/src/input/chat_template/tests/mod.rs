@@ -108,12 +108,19 @@ fn a_set_in_a_generation_block_ends_with_it() {
 }
 
 #[test]
-fn lists_without_end_are_refused_before_they_fill_the_memory() {
+fn lists_and_texts_without_end_are_refused_before_they_fill_the_memory() {
     for source in [
         "{{ ([0] * 99999999) | join }}",
         "{{ ([0] * 99999999) | tojson }}",
         "{{ [0] * 99999999 }}",
         "{{ ([0] * 99999999)[::-1] }}",
+        "{{ ([0] * 99999999) | sort }}",
+        "{{ ([0] * 99999999) | map('string') | list }}",
+        "{{ [1] | slice(99999999) | list }}",
+        "{{ [1] | batch(99999999, 0) | list }}",
+        "{{ ('x' * 99999999).split('x') }}",
+        "{{ ('x' * 9999999).split('x') }}",
+        "{{ ('x' * 9999999).replace('x', 'xxx') }}",
     ] {
         assert!(error(source).contains("more than"), "{source}");
     }
