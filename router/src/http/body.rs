@@ -1,12 +1,12 @@
 //! How JSON bodies are read, and the shapes that several share, and that serde alone would take too generously or too strictly.
 
-use std::collections::BTreeMap;
+use std::collections::HashSet;
 use std::fmt;
 use std::marker::PhantomData;
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::HttpBody;
+use axum::body::{Bytes, HttpBody};
 use axum::extract::{FromRequest, Request};
 use axum::http::StatusCode;
 use axum::http::header::CONNECTION;
@@ -24,6 +24,9 @@ use crate::input::ValidationError;
 /// What axum says of a body that it has read as far as it may.
 const TOO_LARGE: &str = "Failed to buffer the request body: length limit exceeded";
 
+/// What axum says of a body that does not parse.
+const NO_JSON: &str = "Failed to parse the request body as JSON";
+
 /// The JSON of a request. Refused before it is read if it says that it is too large, and given up if it does not arrive in time.
 pub struct JsonBody<T>(pub T);
 
@@ -35,12 +38,28 @@ impl<T: DeserializeOwned> FromRequest<HttpState> for JsonBody<T> {
         if announced_bytes > state.payload_limit_bytes as u64 {
             return Err((StatusCode::PAYLOAD_TOO_LARGE, TOO_LARGE).into_response());
         }
-        match timeout(state.body_timeout, Json::from_request(request, state)).await {
-            Ok(Ok(Json(value))) => Ok(Self(value)),
-            Ok(Err(rejection)) => Err(rejection.into_response()),
+        match timeout(state.body_timeout, read(request, state)).await {
+            Ok(Ok(value)) => Ok(Self(value)),
+            Ok(Err(rejection)) => Err(rejection),
             Err(_elapsed) => Err(late(state.body_timeout)),
         }
     }
+}
+
+/// Also where no field reads the bytes that are no text, which the parser alone would skip.
+async fn read<T: DeserializeOwned>(request: Request, state: &HttpState) -> Result<T, Response> {
+    let (head, body) = request.into_parts();
+    let request = Request::from_parts(head.clone(), body);
+    let bytes = Bytes::from_request(request, state).await;
+    let bytes = bytes.map_err(IntoResponse::into_response)?;
+    if let Err(error) = std::str::from_utf8(&bytes) {
+        let message = format!("{NO_JSON}: {error}");
+        return Err((StatusCode::BAD_REQUEST, message).into_response());
+    }
+    let request = Request::from_parts(head, bytes.into());
+    let parsed = Json::from_request(request, state).await;
+    let Json(value) = parsed.map_err(IntoResponse::into_response)?;
+    Ok(value)
 }
 
 fn late(allowed: Duration) -> Response {
@@ -105,8 +124,39 @@ impl OneOrMany {
 #[derive(Deserialize)]
 #[serde(untagged)]
 pub enum LogitBias {
-    ByToken(BTreeMap<String, f64>),
+    ByToken(TokenBiases),
     Ignored(Vec<f64>),
+}
+
+/// In the order in which they were written, each token once.
+pub struct TokenBiases(Vec<(String, f64)>);
+
+impl<'de> Deserialize<'de> for TokenBiases {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = TokenBiases;
+
+            fn expecting(&self, out: &mut fmt::Formatter) -> fmt::Result {
+                out.write_str("an object of numbers by token id")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut entries: Vec<(String, f64)> = Vec::new();
+                let mut seen = HashSet::new();
+                while let Some((id, bias)) = map.next_entry::<String, f64>()? {
+                    if !seen.insert(id.clone()) {
+                        return Err(serde::de::Error::custom(format!(
+                            "token {id:?} comes twice"
+                        )));
+                    }
+                    entries.push((id, bias));
+                }
+                Ok(TokenBiases(entries))
+            }
+        }
+        deserializer.deserialize_map(Entries)
+    }
 }
 
 impl LogitBias {
@@ -118,7 +168,7 @@ impl LogitBias {
             ))),
         };
         match self {
-            Self::ByToken(entries) => entries.into_iter().map(entry).collect(),
+            Self::ByToken(TokenBiases(entries)) => entries.into_iter().map(entry).collect(),
             Self::Ignored(numbers) => {
                 tracing::debug!(
                     "a `logit_bias` of {} bare numbers is ignored",

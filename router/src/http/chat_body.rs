@@ -161,6 +161,10 @@ pub fn request(body: ChatBody, streamed: bool) -> Result<Request, ValidationErro
     if matches!(&body.response_format, Some(Object(format)) if format.kind != "text") {
         return Err(ValidationError::Unsupported("response_format"));
     }
+    if body.messages.is_empty() {
+        let reason = "`messages` cannot be empty".to_owned();
+        return Err(ValidationError::Invalid(reason));
+    }
     let mut chat = conversation(body.messages);
     if let Some(documents) = body.documents {
         let documents = documents.into_iter().collect();

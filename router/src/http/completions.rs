@@ -151,6 +151,11 @@ fn requests(
         let reason = format!("`best_of` must be >= `n`, {n}. Given: {best_of}");
         return Err(ValidationError::Invalid(reason));
     }
+    let max = app.limits.max_best_of;
+    if best_of > n && best_of as usize > max {
+        let given = u64::from(best_of);
+        return Err(ValidationError::BestOf { max, given });
+    }
     if streamed && best_of > n {
         return Err(ValidationError::BestOfStreamed);
     }

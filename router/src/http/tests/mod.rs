@@ -2,6 +2,7 @@
 
 mod access;
 mod clouds;
+mod hostile;
 mod keys;
 mod measures;
 mod openai_routes;

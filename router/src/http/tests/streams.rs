@@ -80,7 +80,7 @@ async fn a_client_that_leaves_cancels_every_sequence_of_its_request() {
     let bodies = [
         (
             "/v1/chat/completions",
-            json!({"messages": [], "stream": true, "n": 2}),
+            json!({"messages": [{"role": "user", "content": "a"}], "stream": true, "n": 2}),
         ),
         (
             "/v1/completions",
