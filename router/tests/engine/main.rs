@@ -3,7 +3,10 @@
 // Helpers of tests may unwrap too.
 #![allow(clippy::unwrap_used)]
 
+mod fixture;
 mod scripted_shard;
 
+mod ends;
+mod leaving;
 mod shards;
-mod step_loop;
+mod steps;
