@@ -123,6 +123,12 @@ async fn cors_is_off_until_configured_and_then_allows_the_key() {
         reply.header("access-control-allow-headers"),
         Some("authorization,content-type,x-api-key,x-request-id,x-stainless-lang")
     );
+    let bare = Request::options("/generate").body(Body::empty()).unwrap();
+    let reply = listed.send(bare).await;
+    assert_eq!(
+        reply.header("access-control-allow-headers"),
+        Some("content-type")
+    );
     let reply = listed.send(ask("http://bad.example")).await;
     assert_eq!(reply.header("access-control-allow-origin"), None);
 
