@@ -61,6 +61,14 @@ pub enum Prompt {
 }
 
 impl Prompt {
+    /// Most tokens of reasoning before the answer.
+    pub fn reasoning_budget(&self) -> Option<u64> {
+        match self {
+            Self::Chat(chat) => chat.reasoning_budget,
+            Self::Text(_) | Self::TokenIds(_) => None,
+        }
+    }
+
     /// What the model may call.
     pub fn tools(&self) -> Option<&ToolUse> {
         match self {
@@ -168,6 +176,15 @@ impl TokenMask {
     /// `words` cover the vocabulary.
     pub fn new(words: &[u32]) -> Self {
         Self(words.into())
+    }
+
+    /// One token of so many.
+    pub fn only(token_id: u32, vocab_size: u32) -> Self {
+        let mut words = vec![0; vocab_size.div_ceil(u32::BITS) as usize];
+        if let Some(word) = words.get_mut((token_id / u32::BITS) as usize) {
+            *word = 1 << (token_id % u32::BITS);
+        }
+        Self::new(&words)
     }
 
     /// The words; none where every token is allowed.

@@ -3,6 +3,7 @@
 //!
 //! The language work is llguidance's. Nothing here knows requests, routes or the engine.
 
+mod budget;
 mod compiler;
 mod constraint;
 mod formats;
@@ -11,6 +12,7 @@ mod tool_grammar;
 mod tool_schema;
 mod vocabulary;
 
+pub use budget::ReasoningBudget;
 pub use compiler::GrammarCompiler;
 pub use constraint::Constraint;
 

@@ -252,9 +252,6 @@ pub fn request(mut body: ChatBody, streamed: bool) -> Result<Request, Validation
         return Err(ValidationError::Invalid(reason));
     }
     let chat = body.take_chat()?;
-    if chat.reasoning_budget.is_some() {
-        return Err(ValidationError::Unsupported("thinking_budget"));
-    }
     let format = body.response_format.map(AnswerFormat::into_grammar);
     let grammar = format.transpose()?.flatten();
     let (mode, temperature) = openai::sampling(body.temperature);

@@ -1,6 +1,7 @@
 //! Which web pages may call the server. Off until origins are configured; then they may send whatever headers they ask for, such as
 //! the API key and those that SDKs add of their own accord. Cookies mean nothing to this server.
 
+use axum::extract::Request;
 use axum::http::header::{ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, ORIGIN};
 use axum::http::{HeaderValue, Method};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
@@ -33,4 +34,13 @@ pub fn layer(origins: &[String]) -> Result<Option<CorsLayer>, BadOrigin> {
                 ACCESS_CONTROL_REQUEST_HEADERS,
             ]),
     ))
+}
+
+/// A preflight that names no headers is answered as one for JSON, as TGI does.
+pub async fn ask_for_headers(mut request: Request) -> Request {
+    if request.method() == Method::OPTIONS {
+        let asked = request.headers_mut().entry(ACCESS_CONTROL_REQUEST_HEADERS);
+        asked.or_insert(HeaderValue::from_static("content-type"));
+    }
+    request
 }

@@ -185,6 +185,7 @@ fn router(config: HttpConfig, phase: watch::Receiver<Phase>) -> Result<Router, c
     router = router.layer(axum::middleware::from_fn(openai_errors::for_sdks));
     if let Some(cors) = cors::layer(&config.cors_allow_origin)? {
         router = router.layer(cors);
+        router = router.layer(axum::middleware::map_request(cors::ask_for_headers));
     }
     router = router.layer(axum::middleware::from_fn(request_id::tag));
     Ok(router.with_state(state))

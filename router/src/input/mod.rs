@@ -18,7 +18,7 @@ use scheduler::SequenceSpec;
 use scheduler::plan::SamplingParameters;
 use tokio::sync::Semaphore;
 
-use crate::grammar::{Constraint, GrammarCompiler};
+use crate::grammar::{Constraint, GrammarCompiler, ReasoningBudget};
 use crate::tokenizer::{TokenSpan, Tokenizer};
 use crate::types::message_format::MessageFormat;
 use crate::types::{Grammar, Limits, Prompt, Request, ToolUse};
@@ -156,6 +156,7 @@ impl Validator {
         let end_token_ids = self.tokenizer.end_token_ids();
         let mut checked = parameters::check(&request, limits, self.vocab_size, end_token_ids)?;
         let tools = request.prompt.tools().cloned();
+        let reasoning_budget = request.prompt.reasoning_budget();
         let mut message_format = MessageFormat::default();
         let (prompt_ids, prompt_chars) = match self.render(request.prompt)? {
             Rendered::TokenIds(ids) => {
@@ -181,6 +182,13 @@ impl Validator {
                 checked.sampling.min_new_tokens = min_new_tokens;
                 None
             }
+        };
+        let budget = reasoning_budget
+            .and_then(|max_tokens| self.reasoning_budget(&message_format, max_tokens));
+        let constraint = match (constraint, budget) {
+            (Some(constraint), Some(budget)) => Some(constraint.with_budget(budget)),
+            (None, Some(budget)) => Some(Constraint::of_budget(budget)),
+            (constraint, None) => constraint,
         };
         Ok(ValidRequest {
             prompt_ids: prompt_ids.into(),
@@ -210,6 +218,12 @@ impl Validator {
             }
             _ => self.grammars.compile_answer(format, tools, grammar)?,
         }))
+    }
+
+    /// Of a model that marks no reasoning nothing is limited.
+    fn reasoning_budget(&self, format: &MessageFormat, max_tokens: u64) -> Option<ReasoningBudget> {
+        let (tokenizer, vocab_size) = (self.tokenizer.clone(), self.vocab_size);
+        ReasoningBudget::new(tokenizer, vocab_size, format.reasoning?, max_tokens)
     }
 
     fn render(&self, prompt: Prompt) -> Result<Rendered, ValidationError> {

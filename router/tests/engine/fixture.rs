@@ -1,4 +1,4 @@
-//! An engine over scripted shards, and how its sequences are read.
+//! A running engine over scripted shards, and how tests wait for what it does.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,8 +21,8 @@ pub struct Fixture {
     _folder: tempfile::TempDir,
     pub shards: Vec<ScriptedShard>,
     pub engine: EngineHandle,
-    pub task: JoinSet<Result<(), EngineError>>,
-    pub stop: Option<oneshot::Sender<Instant>>,
+    task: JoinSet<Result<(), EngineError>>,
+    stop: Option<oneshot::Sender<Instant>>,
 }
 
 impl Fixture {

@@ -6,6 +6,8 @@
 mod fixture;
 mod scripted_shard;
 
+mod ends;
+mod leaving;
 mod masks;
 mod shards;
-mod step_loop;
+mod steps;

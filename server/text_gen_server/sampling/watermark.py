@@ -1,5 +1,5 @@
 """The watermark of Kirchenbauer et al. (A watermark for large language models, 2023): the token before splits the vocabulary
-into green and red ones, and green logits are raised a little. Whoever knows the split can count; see `docs/detect_watermark.py`.
+into green and red ones, and green logits are raised a little. Whoever knows the split can count (`docs/detect_watermark.py`).
 
 The split is a pure function: token `v` is green after token `p` exactly when `uniform(p + KEY, v) < gamma`, with `uniform` of
 `rng.py`. It depends on neither the vocabulary's size nor the device nor the seed of a request.
