@@ -48,8 +48,9 @@ impl IntoResponses for OfMessages {
             (408, "The body did not arrive in time"),
             (413, "The body is larger than the server allows"),
             (415, "The body is not announced as `application/json`"),
+            (424, "The generation failed"),
             (429, "As many sequences are running as the server allows"),
-            (500, "The generation failed"),
+            (500, "The server has a fault"),
             (503, "The model is loading, or the server is stopping"),
         ]
         .map(error)
