@@ -1,4 +1,4 @@
-"""Logits processors: penalties, logit bias, the watermark, the ban of end tokens and masks, batched over the rows that ask for them.
+"""Logits processors: penalties, logit bias, the watermark, the ban of end tokens, and masks, each for the rows that ask for it.
 
 They run in this order, before temperature and filters. Must never touch the raw logits, which the log-probabilities are taken
 from, and never leave NaN behind, nor infinity where no mask forbids the token.
