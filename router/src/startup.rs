@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::config::limits::{final_limits, prepare_parameters};
 use crate::engine::{EngineHandle, StepLoop};
 use crate::generation::Generator;
-use crate::http::{self, App};
+use crate::http::{self, App, ResponseStore};
 use crate::shard::{KvCache, RunStreams, ShardGroup, ShardInfo};
 use crate::supervision::Announced;
 use crate::telemetry::{Buckets, MetricsHandle};
@@ -183,6 +183,6 @@ fn build_app(
         info: Arc::new(info),
         limits,
         tenant: Tenant::default(),
-        responses: Arc::default(),
+        responses: ResponseStore::default(),
     })
 }

@@ -85,7 +85,7 @@ pub struct App {
     pub limits: Limits,
     /// The default in a `Phase`; whoever asks in a `Ready`.
     pub tenant: Tenant,
-    pub responses: Arc<ResponseStore>,
+    pub responses: ResponseStore,
 }
 
 pub struct HttpConfig {
@@ -206,6 +206,7 @@ impl FromRequestParts<HttpState> for Ready {
                 None => app.clone(),
                 Some(tenant) => Arc::new(App {
                     tenant: tenant.clone(),
+                    responses: app.responses.of(tenant),
                     ..App::clone(app)
                 }),
             })),

@@ -10,14 +10,18 @@ use tokio::task::JoinSet;
 
 use super::items::Item;
 use super::object::{ResponseObject, Status};
+use crate::types::Tenant;
 
 /// Enough for the conversations of some hours, and small beside a model.
 const MAX_RESPONSES: usize = 10_000;
 const MAX_BYTES: usize = 64 << 20;
 
+/// The store as one tenant sees it: what others keep is not there. Cheap to clone.
+#[derive(Clone)]
 pub struct ResponseStore {
     records: Arc<Mutex<Records>>,
-    background: Mutex<JoinSet<()>>,
+    background: Arc<Mutex<JoinSet<()>>>,
+    tenant: Tenant,
 }
 
 struct Records {
@@ -30,6 +34,7 @@ struct Records {
 }
 
 struct Record {
+    tenant: Tenant,
     response: ResponseObject,
     /// What this request gave.
     input: Vec<Arc<Item>>,
@@ -63,7 +68,16 @@ impl ResponseStore {
                 max_responses,
                 max_bytes,
             })),
-            background: Mutex::new(JoinSet::new()),
+            background: Arc::default(),
+            tenant: Tenant::default(),
+        }
+    }
+
+    /// The same store for a tenant.
+    pub fn of(&self, tenant: &Tenant) -> Self {
+        Self {
+            tenant: tenant.clone(),
+            ..self.clone()
         }
     }
 
@@ -82,6 +96,7 @@ impl ResponseStore {
         };
         let items: usize = conversation.iter().map(|item| item.bytes()).sum();
         let record = Record {
+            tenant: self.tenant.clone(),
             bytes: items + response.bytes(),
             response,
             input,
@@ -104,29 +119,32 @@ impl ResponseStore {
 
     pub fn get(&self, id: &str) -> Option<ResponseObject> {
         let records = lock(&self.records);
-        Some(records.by_id.get(id)?.response.clone())
+        Some(records.of(&self.tenant, id)?.response.clone())
     }
 
     pub fn input(&self, id: &str) -> Option<Vec<Arc<Item>>> {
-        Some(lock(&self.records).by_id.get(id)?.input.clone())
+        let records = lock(&self.records);
+        Some(records.of(&self.tenant, id)?.input.clone())
     }
 
     /// What was said up to and including that response.
     pub fn conversation(&self, id: &str) -> Option<Vec<Arc<Item>>> {
         let records = lock(&self.records);
-        let record = records.by_id.get(id)?;
+        let record = records.of(&self.tenant, id)?;
         let mut items = record.conversation.clone();
         items.extend(record.response.output.iter().cloned().map(Arc::new));
         Some(items)
     }
 
     pub fn delete(&self, id: &str) -> bool {
-        lock(&self.records).remove(id)
+        let mut records = lock(&self.records);
+        records.of(&self.tenant, id).is_some() && records.remove(id)
     }
 
     /// Ends a response that runs; one that has ended stays as it is.
     pub fn cancel(&self, id: &str) -> Option<ResponseObject> {
         let mut records = lock(&self.records);
+        records.of(&self.tenant, id)?;
         let record = records.by_id.get_mut(id)?;
         if let Some(cancel) = record.cancel.take() {
             record.response.status = Status::Cancelled;
@@ -138,6 +156,11 @@ impl ResponseStore {
 }
 
 impl Records {
+    fn of(&self, tenant: &Tenant, id: &str) -> Option<&Record> {
+        let record = self.by_id.get(id)?;
+        (record.tenant == *tenant).then_some(record)
+    }
+
     fn insert(&mut self, record: Record) {
         self.bytes += record.bytes;
         self.order.push_back(record.response.id.clone());

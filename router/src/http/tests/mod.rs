@@ -31,7 +31,7 @@ use tower::ServiceExt;
 
 use conformance::Exchange;
 
-use super::{App, ConnectionLimits, HttpConfig, Phase, router};
+use super::{App, ConnectionLimits, HttpConfig, Phase, ResponseStore, router};
 use crate::engine::{EngineHandle, TokenEvent};
 use crate::generation::Generator;
 use crate::generation::scripted::{Greedy, Held, engine};
@@ -140,7 +140,7 @@ fn app(engine: EngineHandle, limits: Limits) -> App {
         }),
         limits,
         tenant: Tenant::default(),
-        responses: Arc::default(),
+        responses: ResponseStore::default(),
     }
 }
 

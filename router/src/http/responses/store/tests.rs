@@ -97,3 +97,20 @@ fn a_response_whose_client_left_is_cancelled() {
     drop(tracked);
     assert_eq!(store.get(&id).unwrap().status, Status::Cancelled);
 }
+
+#[test]
+fn what_one_tenant_keeps_is_not_there_for_another() {
+    let store = ResponseStore::default();
+    let tenant = |cache_salt| Tenant {
+        name: Some("same".into()),
+        cache_salt,
+    };
+    let (mine, theirs) = (store.of(&tenant(1)), store.of(&tenant(2)));
+    let (id, tracked, mut cancelled) = begin(&mine, "a");
+    assert!(theirs.get(&id).is_none() && theirs.input(&id).is_none());
+    assert!(theirs.conversation(&id).is_none() && theirs.cancel(&id).is_none());
+    assert!(!theirs.delete(&id) && store.get(&id).is_none());
+    assert!(cancelled.try_recv().is_err());
+    finish(&mine, &id, tracked);
+    assert!(mine.delete(&id));
+}
