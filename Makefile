@@ -7,6 +7,7 @@ ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
+CLIENTS_VENV := .venv-clients
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CARGO := cargo --locked
 PYTHON_CODE := server integration-tests tools docs
@@ -14,7 +15,7 @@ PYTHON_CODE := server integration-tests tools docs
 RUST_SOURCES := Cargo.toml Cargo.lock $(shell find launcher programs router -name '*.rs' -o -name 'Cargo.toml')
 PACKAGING := pyproject.toml $(wildcard tools/*.py) $(shell find programs/text_gen.data -type f) proto/shard.proto
 
-.PHONY: help serve install test test-rust test-python test-integration lint fmt proto clean
+.PHONY: help serve install test test-rust test-python test-integration test-clients lint fmt proto clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -33,7 +34,10 @@ test-python: $(VENV)/.installed $(VENV)/.dev ## the tests of the shard
 	$(BIN)/python -m pytest server/tests
 
 test-integration: $(VENV)/.installed $(VENV)/.dev ## real processes, real HTTP
-	$(BIN)/python -m pytest integration-tests
+	$(BIN)/python -m pytest integration-tests --ignore integration-tests/more_clients
+
+test-clients: $(VENV)/.installed $(CLIENTS_VENV)/.installed ## litellm and langchain, in an environment of their own
+	LITELLM_LOCAL_MODEL_COST_MAP=True $(CLIENTS_VENV)/bin/python -m pytest integration-tests/more_clients --confcutdir integration-tests/more_clients
 
 lint: $(VENV)/.installed $(VENV)/.dev ## formatting, lints, types, import rules
 	cargo fmt --all --check
@@ -52,7 +56,7 @@ proto: $(VENV)/.runtime ## generate the gRPC modules of the shard (install does 
 	$(BIN)/python tools/generate_proto.py
 
 clean: ## forget what was built; keeps the model caches
-	rm -rf $(VENV) target server/text_gen_server/pb
+	rm -rf $(VENV) $(CLIENTS_VENV) target server/text_gen_server/pb
 
 # Dependencies change rarely and take minutes, so that they have stamps of their own.
 $(VENV)/.runtime: pyproject.toml tools/dependencies.py
@@ -65,6 +69,11 @@ $(VENV)/.runtime: pyproject.toml tools/dependencies.py
 $(VENV)/.dev: $(VENV)/.runtime
 	$(PYTHON) tools/dependencies.py dev | xargs $(PIP) install --quiet
 	$(PIP) install --quiet --no-deps text-generation==0.7.0 # it asks for huggingface_hub below 1, and works with newer ones
+	touch $@
+
+$(CLIENTS_VENV)/.installed:
+	$(PYTHON) -m venv $(CLIENTS_VENV)
+	$(CLIENTS_VENV)/bin/python -m pip --disable-pip-version-check install --quiet pytest litellm mcp langchain-huggingface
 	touch $@
 
 # Editable: changes in server/ need no new install.
