@@ -256,6 +256,11 @@ pub(super) fn message(error: &str) -> String {
     if first.starts_with("panic:") {
         return "the grammar could not be compiled".to_owned();
     }
+    if first.contains("oneOf constraints are not supported") {
+        // The library's own words advise an option that would give up the guarantee.
+        return "`oneOf` is supported where its alternatives exclude each other; `anyOf` has no such rule"
+            .to_owned();
+    }
     let line = first.split_whitespace().collect::<Vec<_>>().join(" ");
     match line.char_indices().nth(LONGEST_MESSAGE_CHARS) {
         Some((end, _)) => format!("{}...", &line[..end]),
