@@ -102,7 +102,7 @@ impl Generator {
         let mut sequences = SelectAll::new();
         for idx in 0..valid.num_sequences {
             let sequence = valid.sequence(idx, tenant.cache_salt);
-            let tokens = self.engine.submit(sequence, valid.constraint(idx))?;
+            let tokens = self.engine.submit(sequence, valid.constraint())?;
             let stop = valid.stop.clone();
             let tokenizer = self.tokenizer.clone();
             let format = valid.message_format.clone();

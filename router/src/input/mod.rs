@@ -50,8 +50,8 @@ impl ValidRequest {
         self.sampling.do_sample.then_some(seed)
     }
 
-    /// What the tokens of that sequence must obey.
-    pub fn constraint(&self, _sequence_idx: usize) -> Option<Constraint> {
+    /// What the tokens of a sequence must obey, from their beginning.
+    pub fn constraint(&self) -> Option<Constraint> {
         self.constraint
             .as_ref()
             .map(Constraint::for_another_sequence)
