@@ -1,0 +1,119 @@
+//! The C interface, for the shard. No function here allocates for its caller except `tgk_pack`, whose result `tgk_free` takes.
+//!
+//! Safety of all of them: pointers hold what the named structure says, for as long as the call lasts, and come from one
+//! thread at a time. A panic would be a bug of this crate and ends the process.
+
+use std::ffi::{CStr, c_char};
+use std::sync::{Mutex, PoisonError};
+
+use crate::attention::{self, Attend};
+use crate::buffer::Scratch;
+use crate::linear::{self, Activations};
+use crate::packed::{Packed, Shape, Source, WeightFormat};
+use crate::pointwise::{self, Normalize, Rotate};
+use crate::simd::InstructionSet;
+use crate::{pool, simd};
+
+static SCRATCH: Mutex<Option<Scratch>> = Mutex::new(None);
+
+/// Starts the threads that all kernels share. Only the first call does anything.
+#[unsafe(no_mangle)]
+pub extern "C" fn tgk_start(num_threads: usize) {
+    pool::start(num_threads);
+}
+
+/// The instruction set in use, as a number (see `InstructionSet`).
+#[unsafe(no_mangle)]
+pub extern "C" fn tgk_instruction_set() -> u8 {
+    simd::chosen() as u8
+}
+
+/// Uses the instruction set called `name` from now on. 0 where there is none of that name or the processor lacks it.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tgk_choose_instruction_set(name: *const c_char) -> u8 {
+    let name = unsafe { CStr::from_ptr(name) };
+    let set = InstructionSet::ALL
+        .into_iter()
+        .find(|set| name.to_str() == Ok(set.name()));
+    u8::from(set.is_some_and(simd::choose))
+}
+
+/// Packs a bf16 matrix [rows, in_features]. The caller may free it afterwards.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tgk_pack(
+    weights: *const u16,
+    rows: usize,
+    in_features: usize,
+    is_gated: u8,
+) -> *mut Packed {
+    let shape = if is_gated == 0 {
+        Shape::Plain
+    } else {
+        Shape::Gated
+    };
+    let source = Source {
+        weights,
+        rows,
+        in_features,
+    };
+    Box::into_raw(Box::new(Packed::pack(source, shape, WeightFormat::Bf16)))
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tgk_free(packed: *mut Packed) {
+    drop(unsafe { Box::from_raw(packed) });
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tgk_packed_bytes(packed: *const Packed) -> usize {
+    unsafe { &*packed }.num_bytes()
+}
+
+/// See `linear::multiply`. Rows of input and output are dense.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tgk_multiply(
+    packed: *const Packed,
+    input: *const f32,
+    num_rows: usize,
+    bias: *const f32,
+    output: *mut f32,
+) {
+    let packed = unsafe { &*packed };
+    let activations = Activations {
+        input,
+        input_stride: packed.in_features,
+        bias,
+        output,
+        output_stride: packed.out_features,
+        num_rows,
+    };
+    let mut scratch = SCRATCH.lock().unwrap_or_else(PoisonError::into_inner);
+    let scratch = scratch.get_or_insert_with(Scratch::default);
+    unsafe { linear::multiply(&mut pool::lock(), scratch, packed, activations) };
+}
+
+/// See `pointwise::gather`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tgk_gather(
+    packed: *const Packed,
+    rows: *const i64,
+    num_rows: usize,
+    output: *mut f32,
+) {
+    unsafe { pointwise::gather(&mut pool::lock(), &*packed, rows, (output, num_rows)) };
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tgk_normalize(normalize: *const Normalize) {
+    unsafe { pointwise::normalize(&mut pool::lock(), *normalize) };
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tgk_rotate_and_write(rotate: *const Rotate) {
+    unsafe { pointwise::rotate_and_write(&mut pool::lock(), *rotate) };
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tgk_attend(attend: *const Attend) {
+    unsafe { attention::attend(&mut pool::lock(), *attend) };
+}

@@ -1,0 +1,13 @@
+//! The arithmetic of the shard on CPUs: products with packed weights, paged attention and the small operations of a decoder
+//! layer. Knows tensors as pointers and sizes; models, tokens and requests are unknown here.
+
+pub mod attention;
+pub mod bf16;
+pub mod buffer;
+pub mod ffi;
+pub mod linear;
+pub mod packed;
+pub mod pointwise;
+pub mod pool;
+pub mod products;
+pub mod simd;

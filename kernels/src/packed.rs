@@ -1,0 +1,142 @@
+//! Weights of a linear layer, rearranged once into the order in which the products read them: panels of 32 output columns,
+//! within a panel everything along the inputs. The same for every instruction set.
+
+use crate::bf16;
+use crate::buffer::Buffer;
+use crate::pool;
+
+/// Output columns of a panel.
+pub const PANEL: usize = 32;
+
+/// How a weight is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightFormat {
+    /// Per panel [pairs of inputs][32 columns] of two bf16.
+    Bf16,
+}
+
+/// A matrix as it comes from a checkpoint.
+#[derive(Clone, Copy)]
+pub struct Source {
+    /// [rows, in_features] bf16, row after row
+    pub weights: *const u16,
+    pub rows: usize,
+    pub in_features: usize,
+}
+
+// SAFETY: it is only read, while the caller keeps it alive.
+unsafe impl Sync for Source {}
+
+impl Source {
+    fn row(&self, row: usize) -> &[u16] {
+        debug_assert!(row < self.rows);
+        // SAFETY: within the matrix.
+        unsafe {
+            std::slice::from_raw_parts(self.weights.add(row * self.in_features), self.in_features)
+        }
+    }
+}
+
+/// What becomes of the sums of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// They are the outputs.
+    Plain,
+    /// The first half of the rows are gates: an output is silu(gate) * up. Panels of gates and of ups take turns.
+    Gated,
+}
+
+pub struct Packed {
+    pub format: WeightFormat,
+    pub shape: Shape,
+    pub in_features: usize,
+    /// Columns of the result: half the rows of the source where the shape is gated.
+    pub out_features: usize,
+    pub num_panels: usize,
+    panel_bytes: usize,
+    data: Buffer,
+}
+
+impl Packed {
+    /// Packs on all threads.
+    pub fn pack(source: Source, shape: Shape, format: WeightFormat) -> Self {
+        let halves = if shape == Shape::Gated { 2 } else { 1 };
+        let out_features = source.rows / halves;
+        let num_panels = out_features.div_ceil(PANEL) * halves;
+        let panel_bytes = match format {
+            WeightFormat::Bf16 => source.in_features.div_ceil(2) * PANEL * 4,
+        };
+        let data = Buffer::zeroed(num_panels * panel_bytes);
+        let packed = Self {
+            format,
+            shape,
+            in_features: source.in_features,
+            out_features,
+            num_panels,
+            panel_bytes,
+            data,
+        };
+        pool::lock().run(num_panels, &|panel| {
+            let rows = packed.source_rows(panel);
+            // SAFETY: each task writes its own panel.
+            match format {
+                WeightFormat::Bf16 => unsafe {
+                    pack_bf16(&source, rows, packed.panel(panel).cast_mut().cast())
+                },
+            }
+        });
+        packed
+    }
+
+    pub fn panel(&self, panel: usize) -> *const u8 {
+        debug_assert!(panel < self.num_panels);
+        // SAFETY: within the buffer.
+        unsafe { self.data.as_ptr::<u8>().add(panel * self.panel_bytes) }
+    }
+
+    pub fn panel_bytes(&self) -> usize {
+        self.panel_bytes
+    }
+
+    pub fn num_bytes(&self) -> usize {
+        self.num_panels * self.panel_bytes
+    }
+
+    /// Rows of the source in `panel`, at most `PANEL`.
+    fn source_rows(&self, panel: usize) -> std::ops::Range<usize> {
+        let (block, start) = match self.shape {
+            Shape::Plain => (panel, 0),
+            Shape::Gated => (panel / 2, panel % 2 * self.out_features),
+        };
+        let end = ((block + 1) * PANEL).min(self.out_features);
+        start + block * PANEL..start + end
+    }
+
+    /// Writes the weights of one row of the source as float32. For a plain shape only.
+    pub fn unpack_row(&self, row: usize, to: &mut [f32]) {
+        debug_assert!(self.shape == Shape::Plain && row < self.out_features);
+        debug_assert_eq!(to.len(), self.in_features);
+        let (panel, lane) = (self.panel(row / PANEL), row % PANEL);
+        match self.format {
+            WeightFormat::Bf16 => {
+                for (input, value) in to.iter_mut().enumerate() {
+                    // SAFETY: within the panel.
+                    *value = bf16::to_f32(unsafe {
+                        *panel
+                            .cast::<u16>()
+                            .add((input / 2 * PANEL + lane) * 2 + input % 2)
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// `to` is zero and holds [pairs][PANEL] pairs.
+unsafe fn pack_bf16(source: &Source, rows: std::ops::Range<usize>, to: *mut u16) {
+    for (lane, row) in rows.enumerate() {
+        for (input, weight) in source.row(row).iter().enumerate() {
+            *to.add((input / 2 * PANEL + lane) * 2 + input % 2) = *weight;
+        }
+    }
+}
