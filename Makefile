@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 CARGO := cargo --locked
 PYTHON_CODE := server integration-tests tools docs
 
-RUST_SOURCES := Cargo.toml Cargo.lock $(shell find launcher programs router -name '*.rs' -o -name 'Cargo.toml')
+RUST_SOURCES := Cargo.toml Cargo.lock $(shell find kernels launcher programs router -name '*.rs' -o -name 'Cargo.toml')
 PACKAGING := pyproject.toml $(wildcard tools/*.py) $(shell find programs/text_gen.data -type f) proto/shard.proto
 
 .PHONY: help serve install test test-rust test-python test-integration test-clients lint fmt proto clean
@@ -56,7 +56,7 @@ proto: $(VENV)/.runtime ## generate the gRPC modules of the shard (install does 
 	$(BIN)/python tools/generate_proto.py
 
 clean: ## forget what was built; keeps the model caches
-	rm -rf $(VENV) $(CLIENTS_VENV) target server/text_gen_server/pb
+	rm -rf $(VENV) $(CLIENTS_VENV) target server/text_gen_server/pb server/text_gen_server/native/*.so
 
 # Dependencies change rarely and take minutes, so that they have stamps of their own.
 $(VENV)/.runtime: pyproject.toml tools/dependencies.py

@@ -11,7 +11,7 @@ use std::cell::RefCell;
 use crate::buffer::Scratch;
 use crate::packed::PANEL;
 use crate::pool::Pool;
-use crate::products::{Bf16Products, Products, Tile, with_count};
+use crate::products::{Bf16Products, Products, Tile, VECTORS, with_count};
 use crate::simd::{Kernel, LANES, Simd, dispatch, exp};
 
 /// Keys taken at once.
@@ -138,6 +138,8 @@ struct Workspace {
     /// [rows], the highest score and the sum of exponentials so far.
     highest: *mut f32,
     total: *mut f32,
+    /// A key or value of nobody.
+    zeros: *mut u16,
     num_columns: usize,
 }
 
@@ -158,6 +160,7 @@ impl Workspace {
             num_rows * num_columns * 4,
             row_floats,
             row_floats,
+            head_dim * 2,
         ];
         let mut next: *mut u8 = scratch.at_least(sizes.iter().sum()).as_ptr();
         let parts = sizes.map(|size| {
@@ -165,6 +168,7 @@ impl Workspace {
             next = next.add(size);
             part
         });
+        parts[8].write_bytes(0, head_dim * 2);
         Self {
             queries: parts[0],
             query_bytes,
@@ -176,6 +180,7 @@ impl Workspace {
             sums: parts[5].cast(),
             highest: parts[6].cast(),
             total: parts[7].cast(),
+            zeros: parts[8].cast(),
             num_columns,
         }
     }
@@ -206,8 +211,9 @@ impl Kernel for AttendTask<'_> {
             (first_position + 1).saturating_sub(attend.sliding_window)
         };
         for tile in (low / TILE * TILE..num_seen).step_by(TILE) {
-            pack_keys(attend, &task, &space, (tile, kv_len));
-            pack_values(attend, &task, &space, (tile, kv_len));
+            let offsets = tile_offsets(attend, &task, (tile, kv_len));
+            pack_keys::<S>(attend, &space, &offsets);
+            pack_values::<S>(attend, &space, &offsets);
             let mut row = 0;
             while row < num_rows {
                 let count = (num_rows - row).min(S::ROWS[1]);
@@ -240,18 +246,6 @@ impl Attend {
         let token = *self.rows.query_start.add(task.row) as usize + task.first_token + row / group;
         (token, task.kv_head * group + row % group)
     }
-
-    /// Where the cache has key or value `position` of a task, counted in elements.
-    #[inline(always)]
-    unsafe fn cache_offset(&self, task: &Task, position: usize) -> usize {
-        let block = *self
-            .rows
-            .block_tables
-            .add(task.row * self.rows.max_blocks + position / self.block_size)
-            as usize;
-        let slot = block * self.block_size + position % self.block_size;
-        (slot * self.num_kv_heads + task.kv_head) * self.head_dim
-    }
 }
 
 #[inline(always)]
@@ -276,66 +270,92 @@ unsafe fn pack_query<S: Simd>(attend: &Attend, task: &Task, space: &Workspace, r
     *space.total.add(row) = 0.0;
 }
 
-/// Keys of a tile as panels of pairs. Those beyond the sequence are zero: what a block holds there belongs to nobody.
-unsafe fn pack_keys(
+/// Where the keys (or values, which lie the same way) of a tile begin, in elements. None beyond the sequence: what a block
+/// holds there belongs to nobody.
+#[inline(always)]
+unsafe fn tile_offsets(
     attend: &Attend,
     task: &Task,
-    space: &Workspace,
     (tile, kv_len): (usize, usize),
-) {
-    let num_pairs = attend.head_dim.div_ceil(2);
-    for key in 0..TILE {
+) -> [Option<usize>; TILE] {
+    let table = attend
+        .rows
+        .block_tables
+        .add(task.row * attend.rows.max_blocks);
+    let (mut block, mut within) = (tile / attend.block_size, tile % attend.block_size);
+    let mut offsets = [None; TILE];
+    for offset in offsets.iter_mut().take(kv_len - tile) {
+        let slot = *table.add(block) as usize * attend.block_size + within;
+        *offset = Some((slot * attend.num_kv_heads + task.kv_head) * attend.head_dim);
+        within += 1;
+        if within == attend.block_size {
+            (block, within) = (block + 1, 0);
+        }
+    }
+    offsets
+}
+
+/// Keys of a tile as panels of pairs, zero beyond the sequence.
+#[inline(always)]
+unsafe fn pack_keys<S: Simd>(attend: &Attend, space: &Workspace, offsets: &[Option<usize>; TILE]) {
+    let head_dim = attend.head_dim;
+    let row = |key: usize| {
+        offsets[key].map_or(space.zeros.cast_const(), |offset| attend.keys.add(offset))
+    };
+    let whole = head_dim / (2 * LANES) * LANES; // pairs
+    for first in (0..TILE).step_by(LANES) {
+        let rows: [*const u16; LANES] = std::array::from_fn(|lane| row(first + lane));
         let to = space
             .keys
-            .byte_add(key / PANEL * space.key_panel_bytes)
-            .add(key % PANEL);
-        if tile + key >= kv_len {
-            (0..num_pairs).for_each(|pair| *to.add(pair * PANEL) = 0);
-            continue;
+            .byte_add(first / PANEL * space.key_panel_bytes)
+            .add(first % PANEL);
+        for pair in (0..whole).step_by(LANES) {
+            S::transpose_pairs(&rows, 2 * pair, to.add(pair * PANEL), PANEL);
         }
-        let from = attend.keys.add(attend.cache_offset(task, tile + key));
-        for pair in 0..attend.head_dim / 2 {
-            *to.add(pair * PANEL) = from.add(2 * pair).cast::<u32>().read_unaligned();
-        }
-        if attend.head_dim % 2 == 1 {
-            *to.add(num_pairs * PANEL - PANEL) = u32::from(*from.add(attend.head_dim - 1));
+        for pair in whole..head_dim.div_ceil(2) {
+            for (lane, row) in rows.into_iter().enumerate() {
+                let second = if 2 * pair + 1 < head_dim {
+                    *row.add(2 * pair + 1)
+                } else {
+                    0
+                };
+                *to.add(pair * PANEL + lane) =
+                    u32::from(*row.add(2 * pair)) | u32::from(second) << 16;
+            }
         }
     }
 }
 
-/// Values of a tile as panels of pairs of keys.
-unsafe fn pack_values(
+/// Values of a tile as panels of pairs of keys, zero beyond the sequence.
+#[inline(always)]
+unsafe fn pack_values<S: Simd>(
     attend: &Attend,
-    task: &Task,
     space: &Workspace,
-    (tile, kv_len): (usize, usize),
+    offsets: &[Option<usize>; TILE],
 ) {
+    let head_dim = attend.head_dim;
+    let row = |key: usize| {
+        offsets[key].map_or(space.zeros.cast_const(), |offset| attend.values.add(offset))
+    };
     for pair in 0..TILE / 2 {
-        let row = |key: usize| match tile + key < kv_len {
-            true => Some(attend.values.add(attend.cache_offset(task, tile + key))),
-            false => None,
-        };
         let (first, second) = (row(2 * pair), row(2 * pair + 1));
-        for panel in 0..space.num_columns / PANEL {
-            let to = space
+        let to = |column: usize| {
+            space
                 .values
-                .byte_add(panel * VALUE_PANEL_BYTES)
-                .add(pair * PANEL);
-            let start = panel * PANEL;
-            let count = (attend.head_dim - start).min(PANEL);
-            match (first, second) {
-                (Some(first), Some(second)) => {
-                    for column in 0..count {
-                        let (first, second) =
-                            (*first.add(start + column), *second.add(start + column));
-                        *to.add(column) = u32::from(first) | u32::from(second) << 16;
-                    }
-                }
-                (Some(first), None) => (0..count)
-                    .for_each(|column| *to.add(column) = u32::from(*first.add(start + column))),
-                _ => (0..count).for_each(|column| *to.add(column) = 0),
-            }
-            (count..PANEL).for_each(|column| *to.add(column) = 0);
+                .byte_add(column / PANEL * VALUE_PANEL_BYTES)
+                .add(pair * PANEL + column % PANEL)
+        };
+        let whole = head_dim / LANES * LANES;
+        for column in (0..whole).step_by(LANES) {
+            S::interleave(first.add(column), second.add(column), to(column));
+        }
+        for column in whole..space.num_columns {
+            let is_there = column < head_dim;
+            *to(column) = if is_there {
+                u32::from(*first.add(column)) | u32::from(*second.add(column)) << 16
+            } else {
+                0
+            };
         }
     }
 }
@@ -362,10 +382,10 @@ impl Part<'_> {
             in_features: self.attend.head_dim,
         });
         let mut factors = [0.0; M];
-        for (m, panels) in scores.into_iter().enumerate() {
+        for m in 0..M {
             let to = space.scores.add(m * TILE);
-            for (n, vector) in panels.into_iter().flatten().enumerate() {
-                S::store(to.add(n * LANES), vector);
+            for n in 0..2 * VECTORS {
+                S::store(to.add(n * LANES), scores[m][n / VECTORS][n % VECTORS]);
             }
             self.hide(m, to);
             factors[m] = self.exponentials::<S>(m, to);
@@ -449,12 +469,15 @@ impl Part<'_> {
             panel_bytes: VALUE_PANEL_BYTES,
             in_features: TILE,
         });
-        for (m, panels) in products.into_iter().enumerate() {
+        for m in 0..M {
             let to = space
                 .sums
                 .add((self.row + m) * space.num_columns + panel * PANEL);
-            for (n, product) in panels.into_iter().flatten().enumerate() {
-                let before = S::load(to.add(n * LANES));
+            for n in 0..N * VECTORS {
+                let (before, product) = (
+                    S::load(to.add(n * LANES)),
+                    products[m][n / VECTORS][n % VECTORS],
+                );
                 S::store(
                     to.add(n * LANES),
                     S::fma(before, S::splat(factors[m]), product),

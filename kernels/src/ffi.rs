@@ -12,6 +12,7 @@ use crate::linear::{self, Activations};
 use crate::packed::{Packed, Shape, Source, WeightFormat};
 use crate::pointwise::{self, Normalize, Rotate};
 use crate::simd::InstructionSet;
+use crate::summary::{self, Summarize};
 use crate::{pool, simd};
 
 static SCRATCH: Mutex<Option<Scratch>> = Mutex::new(None);
@@ -116,4 +117,9 @@ pub unsafe extern "C" fn tgk_rotate_and_write(rotate: *const Rotate) {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tgk_attend(attend: *const Attend) {
     unsafe { attention::attend(&mut pool::lock(), *attend) };
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tgk_summarize(summarize: *const Summarize) {
+    unsafe { summary::summarize(&mut pool::lock(), *summarize) };
 }

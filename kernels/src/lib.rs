@@ -11,3 +11,4 @@ pub mod pointwise;
 pub mod pool;
 pub mod products;
 pub mod simd;
+pub mod summary;

@@ -14,7 +14,7 @@ use crate::simd::{Kernel, LANES, Simd, dispatch, silu};
 pub struct Activations {
     pub input: *const f32,
     pub input_stride: usize,
-    /// One for each output, or null.
+    /// One for each column of the panels (see `Packed`), zero where a panel has no column; or null.
     pub bias: *const f32,
     pub output: *mut f32,
     pub output_stride: usize,
@@ -165,23 +165,38 @@ impl<P: Products> MultiplyPanels<'_, P> {
             panel_bytes: self.weights.panel_bytes(),
             in_features: self.weights.in_features,
         });
-        for (m, panels) in sums.into_iter().enumerate() {
+        for m in 0..M {
+            let panels = sums[m];
             if N == 2 && self.weights.shape == Shape::Gated {
-                let [gate, up] = [panels[0], panels[N - 1]];
-                let product = [
-                    S::mul(silu::<S>(gate[0]), up[0]),
-                    S::mul(silu::<S>(gate[1]), up[1]),
-                ];
-                self.store::<S>(row + m, panel / 2, product);
+                let block = panel / 2;
+                let num_blocks = self.weights.num_panels / 2;
+                let gate = self.add_bias::<S>(panels[0], block * PANEL);
+                let up = self.add_bias::<S>(panels[N - 1], (num_blocks + block) * PANEL);
+                let first = S::mul(silu::<S>(gate[0]), up[0]);
+                let second = S::mul(silu::<S>(gate[1]), up[1]);
+                self.store::<S>(row + m, block, [first, second]);
             } else {
-                for (n, sums) in panels.into_iter().enumerate() {
+                for n in 0..N {
+                    let sums = self.add_bias::<S>(panels[n], (panel + n) * PANEL);
                     self.store::<S>(row + m, panel + n, sums);
                 }
             }
         }
     }
 
-    /// Writes the outputs of one panel, with the bias where there is one.
+    #[inline(always)]
+    unsafe fn add_bias<S: Simd>(&self, sums: [S::F32; 2], first: usize) -> [S::F32; 2] {
+        let bias = self.activations.bias;
+        if bias.is_null() {
+            return sums;
+        }
+        [
+            S::add(sums[0], S::load(bias.add(first))),
+            S::add(sums[1], S::load(bias.add(first + LANES))),
+        ]
+    }
+
+    /// Writes the outputs of one panel.
     #[inline(always)]
     unsafe fn store<S: Simd>(&self, row: usize, panel: usize, values: [S::F32; 2]) {
         let column = panel * PANEL;
@@ -190,27 +205,14 @@ impl<P: Products> MultiplyPanels<'_, P> {
             .output
             .add(row * self.activations.output_stride + column);
         let count = (self.weights.out_features - column).min(PANEL);
-        let bias = self.activations.bias;
         if count == PANEL {
-            for (half, value) in values.into_iter().enumerate() {
-                let value = if bias.is_null() {
-                    value
-                } else {
-                    S::add(value, S::load(bias.add(column + half * LANES)))
-                };
-                S::store(output.add(half * LANES), value);
-            }
+            S::store(output, values[0]);
+            S::store(output.add(LANES), values[1]);
             return;
         }
         let mut padded = [0_f32; PANEL];
         S::store(padded.as_mut_ptr(), values[0]);
         S::store(padded.as_mut_ptr().add(LANES), values[1]);
-        for (lane, value) in padded.iter().enumerate().take(count) {
-            *output.add(lane) = if bias.is_null() {
-                *value
-            } else {
-                *value + *bias.add(column + lane)
-            };
-        }
+        std::ptr::copy_nonoverlapping(padded.as_ptr(), output, count);
     }
 }

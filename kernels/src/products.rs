@@ -6,7 +6,7 @@ use crate::simd::{LANES, Simd};
 /// Vectors of a panel.
 pub const VECTORS: usize = PANEL / LANES;
 
-/// Sums of M rows over N panels.
+/// Sums of M rows over N panels. Taken by index, because iterators by value make the compiler keep them in memory.
 pub type Sums<F, const M: usize, const N: usize> = [[[F; VECTORS]; N]; M];
 
 /// Where the operands of a tile are.

@@ -56,15 +56,9 @@ class KVCache:
         num_kv_heads: int = heads.stop - heads.start
         return 2 * config.num_layers * num_kv_heads * config.head_dim * dtype.itemsize
 
-    def write(self, layer: int, key: Tensor, value: Tensor, slot_mapping: Tensor) -> None:
-        """Keeps the K/V of this step's tokens.
-
-        key, value: [T, KH, D]
-        slot_mapping: [T] int64, slot of each token's K/V; -1 = do not write
-        """
-        # -1 counts from the end: it is the one slot that no block has.
-        self._key_slots[layer].index_put_((slot_mapping,), key)
-        self._value_slots[layer].index_put_((slot_mapping,), value)
+    def slots(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer by slot, [NB * BS + 1, KH, D]; the last slot, also called -1, is for what is not kept."""
+        return self._key_slots[layer], self._value_slots[layer]
 
     def clear_blocks(self, block_ids: Tensor) -> None:
         """Sets blocks to zero in all layers. block_ids: [any] int64"""

@@ -15,6 +15,7 @@ from text_gen_server.distributed import TensorParallel
 from text_gen_server.kv_cache import KVCache
 from text_gen_server.masks import StepMasks, check_masks
 from text_gen_server.models.causal_lm import CausalLM
+from text_gen_server.ops.interface import Ops
 from text_gen_server.plan import PlanLimits, RowError, RowResult, SampledToken, StepPlan, StepResult, check_plan
 from text_gen_server.sampling.sampler import Samples, sample, token_logprobs
 
@@ -26,13 +27,21 @@ class Runner:
     """The model, its KV cache and the mirrors of the sequences that the router wants computed."""
 
     def __init__(
-        self, model: CausalLM, *, kv_cache: KVCache, tensor_parallel: TensorParallel, limits: PlanLimits, device: torch.device
+        self,
+        model: CausalLM,
+        *,
+        kv_cache: KVCache,
+        tensor_parallel: TensorParallel,
+        limits: PlanLimits,
+        device: torch.device,
+        ops: Ops,
     ) -> None:
         self.model = model
         self.kv_cache = kv_cache
         self.tensor_parallel = tensor_parallel
         self.limits = limits
         self.device = device
+        self.ops = ops
         self.mirrors: dict[int, Mirror] = {}
 
     @torch.inference_mode()
@@ -100,7 +109,7 @@ class Runner:
         """
         if not mirrors:
             return {}
-        samples = sample(logits, batch.sampling_rows, masks) if logits is not None else None
+        samples = sample(logits, batch.sampling_rows, masks, self.ops.summarize) if logits is not None else None
         token_ids = samples.token_ids if samples is not None else torch.empty_like(batch.sample_idx)
         self.tensor_parallel.broadcast_from_rank0(token_ids)
         # Device sync: the next plan may build on these tokens before the router has seen them.

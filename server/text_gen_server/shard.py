@@ -23,6 +23,8 @@ from text_gen_server.memory import (
     size_kv_cache,
 )
 from text_gen_server.models.loader import load_model
+from text_gen_server.ops.choose import choose_cpu_dtype, choose_ops
+from text_gen_server.ops.cpu import CpuOps
 from text_gen_server.plan import NewSequence, PlanLimits, Row, SamplingParameters, StepPlan
 from text_gen_server.runner import PROMPT_LOGITS_BYTES, Runner
 
@@ -63,13 +65,15 @@ class Shard:
 
     def __init__(self, options: ShardOptions, config: ModelConfig) -> None:
         """Loads the weights. ValueError, for the user, where the model cannot be served like this."""
-        torch.set_num_threads(options.num_threads)
         self.options = options
         self.config = config
         self.fingerprint = model_fingerprint(options.model_dir)
         self.device = _choose_device(options)
         self.dtype = _choose_dtype(options, config, self.device)
-        self.attention = choose_attention(options.attention, device=self.device, config=config)
+        self.ops = choose_ops(dtype=self.dtype, device=self.device, num_threads=options.num_threads)
+        # One pool of threads has the cores. PyTorch's would wait for its next work in a loop, beside a kernel of ours.
+        torch.set_num_threads(1 if self.ops.name == CpuOps.name else options.num_threads)
+        self.attention = choose_attention(options.attention, device=self.device, dtype=self.dtype, config=config)
         self.tensor_parallel = _join_ranks(options, self.device)
         self.model = load_model(
             options.model_dir,
@@ -78,6 +82,7 @@ class Shard:
             device=self.device,
             tensor_parallel=self.tensor_parallel,
             attention=self.attention,
+            ops=self.ops,
         )
         self.runner: Runner | None = None
         self._prepared: tuple[PrepareParameters, KVCacheSize] | None = None
@@ -140,8 +145,8 @@ class Shard:
 
     def _capacity_request(self, parameters: PrepareParameters, limits: PlanLimits) -> CapacityRequest:
         bytes_per_token = KVCache.bytes_per_token(self.config, self.tensor_parallel, self.dtype)
-        # Attention on a CPU copies the K/V of one layer at a time, padded to at most twice the length.
-        copied = 2 * bytes_per_token // self.config.num_layers if self.device.type == "cpu" else 0
+        # PyTorch's attention on a CPU copies the K/V of one layer at a time, padded to at most twice the length.
+        copied = 2 * bytes_per_token // self.config.num_layers if self.attention.name == "cpu" else 0
         return CapacityRequest(
             max_batch_size=limits.max_batch_size,
             max_total_tokens=limits.max_total_tokens,
@@ -158,7 +163,7 @@ class Shard:
                 activation_bytes=activation_bytes, fraction=self.options.cuda_memory_fraction, device=self.device
             )
         bound = activation_bound_bytes(
-            self.config, num_tokens=limits.max_step_tokens, num_rows=limits.max_batch_size, dtype=self.dtype
+            self.config, num_tokens=limits.max_step_tokens, num_rows=limits.max_batch_size, dtype=self.ops.activation_dtype
         )
         return cpu_budget(activation_bytes=bound + PROMPT_LOGITS_BYTES, num_ranks=self.options.world_size)
 
@@ -187,6 +192,7 @@ class Shard:
             tensor_parallel=self.tensor_parallel,
             limits=replace(limits, num_blocks=num_blocks),
             device=self.device,
+            ops=self.ops,
         )
 
 
@@ -224,7 +230,11 @@ def _choose_device(options: ShardOptions) -> torch.device:
 def _choose_dtype(options: ShardOptions, config: ModelConfig, device: torch.device) -> torch.dtype:
     if options.dtype != "auto":
         return DTYPES[options.dtype]
-    return torch.float32 if device.type == "cpu" else DTYPES[config.torch_dtype]
+    dtype = DTYPES[config.torch_dtype]
+    if device.type != "cpu" or dtype == torch.bfloat16 == choose_cpu_dtype():
+        return dtype
+    # Other checkpoints would lose digits in bf16, and PyTorch is slow in float16 on most processors.
+    return torch.float32
 
 
 def _join_ranks(options: ShardOptions, device: torch.device) -> TensorParallel:

@@ -3,7 +3,8 @@
 //!
 //! Safety of everything here: a method of a `Simd` may only run where its instruction set exists, which `dispatch` sees to,
 //! and pointers must be good for sixteen elements. Every function on the way from `dispatch` is `#[inline(always)]`, because
-//! only what is inlined into the entry of an instruction set is compiled for it.
+//! only what is inlined into the entry of an instruction set is compiled for it. A closure given to a method of an array is
+//! not, so that there is none around these operations.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -66,6 +67,28 @@ pub trait Simd: Copy + 'static {
     /// Two activations as a pair.
     fn pair(first: f32, second: f32) -> Self::Pair;
     unsafe fn load_pairs(from: *const u32) -> Self::Pairs;
+    /// Sixteen pairs of bf16 of each row from element `first` on, turned around: pair `n` of all rows at `to + n * stride`.
+    #[inline(always)]
+    unsafe fn transpose_pairs(
+        rows: &[*const u16; LANES],
+        first: usize,
+        to: *mut u32,
+        stride: usize,
+    ) {
+        for (lane, row) in rows.iter().enumerate() {
+            for pair in 0..LANES {
+                *to.add(pair * stride + lane) =
+                    row.add(first + 2 * pair).cast::<u32>().read_unaligned();
+            }
+        }
+    }
+    /// Pairs of sixteen bf16 each of two rows.
+    #[inline(always)]
+    unsafe fn interleave(first: *const u16, second: *const u16, to: *mut u32) {
+        for lane in 0..LANES {
+            *to.add(lane) = u32::from(*first.add(lane)) | u32::from(*second.add(lane)) << 16;
+        }
+    }
     /// Adds to each lane the products of its two weights with the two activations at `pair`.
     unsafe fn multiply_pairs(
         sum: Self::F32,

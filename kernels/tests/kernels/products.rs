@@ -4,7 +4,7 @@ use crate::common::{Random, with_every_instruction_set};
 use text_gen_kernels::bf16;
 use text_gen_kernels::buffer::Scratch;
 use text_gen_kernels::linear::{Activations, multiply};
-use text_gen_kernels::packed::{Packed, Shape, Source, WeightFormat};
+use text_gen_kernels::packed::{PANEL, Packed, Shape, Source, WeightFormat};
 use text_gen_kernels::pool;
 
 struct Case {
@@ -51,13 +51,14 @@ impl Case {
 
 fn run(packed: &Packed, case: &Case) -> Vec<f32> {
     let mut output = vec![f32::NAN; case.num_rows * packed.out_features];
+    let bias = case
+        .bias
+        .as_ref()
+        .map(|bias| padded(bias, packed.out_features));
     let activations = Activations {
         input: case.input.as_ptr(),
         input_stride: case.in_features,
-        bias: case
-            .bias
-            .as_ref()
-            .map_or(std::ptr::null(), |bias| bias.as_ptr()),
+        bias: bias.as_ref().map_or(std::ptr::null(), |bias| bias.as_ptr()),
         output: output.as_mut_ptr(),
         output_stride: packed.out_features,
         num_rows: case.num_rows,
@@ -71,6 +72,18 @@ fn run(packed: &Packed, case: &Case) -> Vec<f32> {
         )
     };
     output
+}
+
+/// Each part of a bias with zeros up to whole panels.
+fn padded(bias: &[f32], part: usize) -> Vec<f32> {
+    let pad = |part: &[f32]| {
+        [
+            part,
+            &vec![0.0; part.len().next_multiple_of(PANEL) - part.len()],
+        ]
+        .concat()
+    };
+    bias.chunks(part).flat_map(pad).collect()
 }
 
 const SIZES: [(usize, usize); 8] = [
@@ -119,13 +132,18 @@ fn gated_products_are_silu_of_the_gate_times_up() {
     with_every_instruction_set(|tolerance| {
         for (out_features, in_features) in [(1, 4), (20, 16), (32, 64), (50, 33), (96, 128)] {
             for num_rows in [1, 3, 6, 14] {
-                let mut case = Case::random(&mut random, (2 * out_features, in_features), num_rows);
-                case.bias = None;
+                let case = Case::random(&mut random, (2 * out_features, in_features), num_rows);
                 let output = run(&case.pack(Shape::Gated), &case);
                 for row in 0..num_rows {
                     for column in 0..out_features {
                         let (gate, size) = case.expected(row, column);
                         let (up, other_size) = case.expected(row, out_features + column);
+                        let bias = |column: usize| {
+                            case.bias
+                                .as_ref()
+                                .map_or(0.0, |bias| f64::from(bias[column]))
+                        };
+                        let (gate, up) = (gate + bias(column), up + bias(out_features + column));
                         let expected = gate / (1.0 + (-gate).exp()) * up;
                         let error =
                             (f64::from(output[row * out_features + column]) - expected).abs();

@@ -12,6 +12,7 @@ from text_gen_server.distributed import TensorParallel
 from text_gen_server.kv_cache import KVCache
 from text_gen_server.models.causal_lm import CausalLM
 from text_gen_server.models.loader import load_model
+from text_gen_server.ops.choose import choose_ops
 from torch import Tensor
 
 CPU = torch.device("cpu")
@@ -125,7 +126,7 @@ def metadata_of(block_ids: list[list[int]], query_lens: list[int], kv_lens: list
 def load(
     folder: Path,
     *,
-    attention: str = "cpu",
+    attention: str = "auto",
     dtype: torch.dtype = torch.float32,
     tensor_parallel: TensorParallel | None = None,
     rope_scaling: str | None = None,
@@ -138,6 +139,7 @@ def load(
         dtype=dtype,
         device=CPU,
         tensor_parallel=tensor_parallel or TensorParallel.single(),
-        attention=choose_attention(attention, device=CPU, config=config),
+        attention=choose_attention(attention, device=CPU, dtype=dtype, config=config),
+        ops=choose_ops(dtype=dtype, device=CPU, num_threads=1),
     )
     return model, config

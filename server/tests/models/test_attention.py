@@ -95,7 +95,8 @@ def test_a_block_that_held_nan_is_clean_for_the_next_sequence() -> None:
         blocks[2] = float("nan")
     metadata = metadata_of([[1, 2]], [1], [5], 1)
     prepared = CpuAttention().prepare(metadata, cache)
-    cache.write(0, torch.randn(1, 1, 8), torch.randn(1, 1, 8), torch.tensor([8]))
+    for slots in cache.slots(0):
+        slots[8] = torch.randn(1, 8)
     assert prepared.attend(0, torch.randn(1, 2, 8), None).isfinite().all()
 
 
@@ -109,7 +110,8 @@ def test_a_block_in_use_is_not_cleared() -> None:
 def test_slot_minus_one_is_not_written() -> None:
     cache = make_cache(2, 4, 1, 8)
     before = cache.keys[0].clone()
-    cache.write(0, torch.ones(2, 1, 8), torch.ones(2, 1, 8), torch.tensor([-1, 5]))
+    for slots in cache.slots(0):
+        slots[torch.tensor([-1, 5])] = 1.0
     assert torch.equal(cache.keys[0][1, 1], torch.ones(1, 8))
     before[1, 1] = 1
     assert torch.equal(cache.keys[0], before)
@@ -117,10 +119,10 @@ def test_slot_minus_one_is_not_written() -> None:
 
 def test_attention_is_chosen_by_device_or_by_name(llama_config: ModelConfig) -> None:
     cuda = torch.device("cuda")
-    assert choose_attention(None, device=CPU, config=llama_config).name == "cpu"
-    assert choose_attention("auto", device=cuda, config=llama_config).name == "reference"
-    assert choose_attention("reference", device=CPU, config=llama_config).name == "reference"
+    assert choose_attention(None, device=CPU, dtype=torch.float32, config=llama_config).name == "cpu"
+    assert choose_attention("auto", device=cuda, dtype=torch.float32, config=llama_config).name == "reference"
+    assert choose_attention("reference", device=CPU, dtype=torch.float32, config=llama_config).name == "reference"
     with pytest.raises(ValueError, match="attention 'fast' is unknown; there are auto, reference, cpu"):
-        choose_attention("fast", device=CPU, config=llama_config)
+        choose_attention("fast", device=CPU, dtype=torch.float32, config=llama_config)
     with pytest.raises(ValueError, match="does not run on cuda"):
-        choose_attention("cpu", device=cuda, config=llama_config)
+        choose_attention("cpu", device=cuda, dtype=torch.float32, config=llama_config)

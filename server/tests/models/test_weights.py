@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from models.driver import Driver, load
@@ -132,4 +133,7 @@ def test_half_precision_weights_are_converted_as_they_are_read(folder: Path) -> 
     save_file(tensors, folder / "model.safetensors")
     model, _ = load(folder)
     gate = tensors["model.layers.0.mlp.gate_proj.weight"]
-    assert torch.equal(model.layers[0].mlp.gate_up.weight[: len(gate)], gate.float())
+    up = tensors["model.layers.0.mlp.up_proj.weight"]
+    hidden = torch.randn(2, 64)
+    expected = F.silu(F.linear(hidden, gate.float())) * F.linear(hidden, up.float())
+    torch.testing.assert_close(model.layers[0].mlp.gate_up(hidden), expected)

@@ -11,6 +11,7 @@ from text_gen_server.attention.metadata import AttentionMetadata
 from text_gen_server.config import load_model_config
 from text_gen_server.distributed import TensorParallel
 from text_gen_server.kv_cache import KVCache
+from text_gen_server.ops.pytorch import PyTorchOps
 from text_gen_server.plan import (
     NewSequence,
     PlanLimits,
@@ -45,7 +46,8 @@ class FakeModel:
         attention_metadata: AttentionMetadata,
         kv_cache: KVCache,
     ) -> Tensor:
-        kv_cache.write(0, token_ids.view(-1, 1, 1).float(), positions.view(-1, 1, 1).float(), slot_mapping)
+        keys, values = kv_cache.slots(0)
+        keys[slot_mapping], values[slot_mapping] = token_ids.view(-1, 1, 1).float(), positions.view(-1, 1, 1).float()
         hashes = []
         for n, kv_len in enumerate(attention_metadata.kv_lens_host):
             num_blocks = -(-kv_len // kv_cache.block_size)
@@ -94,7 +96,14 @@ def fake_runner(
         max_batch_size=16,
         max_step_tokens=200,
     )
-    return Runner(FakeModel(), kv_cache=kv_cache, tensor_parallel=tensor_parallel, limits=limits, device=CPU)
+    return Runner(
+        FakeModel(),
+        kv_cache=kv_cache,
+        tensor_parallel=tensor_parallel,
+        limits=limits,
+        device=CPU,
+        ops=PyTorchOps(torch.float32),
+    )
 
 
 @dataclass

@@ -11,7 +11,8 @@ from text_gen_server.plan import SamplingParameters
 from text_gen_server.sampling.filters import filter_logits
 from text_gen_server.sampling.processors import SamplingRow, process
 from text_gen_server.sampling.rng import GOLDEN, MIX_1, MIX_2, to_signed, uniform
-from text_gen_server.sampling.sampler import log_normalizer, most_likely, sample, token_logprobs
+from text_gen_server.sampling.sampler import most_likely, sample, token_logprobs
+from text_gen_server.sampling.summary import log_normalizer
 from transformers.generation import logits_process as reference
 
 GREEDY = SamplingParameters()
@@ -291,7 +292,7 @@ def test_logprobs_are_the_log_softmax_of_the_raw_logits() -> None:
     torch.testing.assert_close(
         token_logprobs(logits, ids).double(), expected.gather(-1, ids.unsqueeze(1))[:, 0], atol=1e-5, rtol=0
     )
-    torch.testing.assert_close(log_normalizer(logits * 100), (logits * 100).logsumexp(-1, keepdim=True))
+    torch.testing.assert_close(log_normalizer(logits * 100), (logits * 100).logsumexp(-1))
 
 
 def test_the_most_likely_tokens_come_in_order_and_of_equals_the_lower_id_first() -> None:

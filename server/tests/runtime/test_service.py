@@ -15,6 +15,7 @@ from typing import Any
 
 import grpc
 import pytest
+from text_gen_server.ops.choose import choose_cpu_dtype
 from text_gen_server.pb import shard_pb2 as pb
 from text_gen_server.pb.shard_pb2_grpc import ShardStub
 
@@ -133,7 +134,8 @@ def shard(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 def test_info_says_what_was_loaded(shard: Shard) -> None:
     info = shard.info()
-    assert (info.protocol_version, info.architecture, info.device, info.dtype) == (1, "llama", "cpu", "float32")
+    dtype = str(choose_cpu_dtype()).removeprefix("torch.")
+    assert (info.protocol_version, info.architecture, info.device, info.dtype) == (1, "llama", "cpu", dtype)
     assert (info.rank, info.world_size, info.vocab_size, info.max_model_len) == (0, 1, 4096, 4096)
     assert len(info.model_fingerprint) == 64
 

@@ -4,26 +4,35 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from text_gen_server.attention.cpu import CpuAttention
+from text_gen_server.attention.kernels import KernelAttention
 from text_gen_server.attention.reference import ReferenceAttention
 
 if TYPE_CHECKING:
-    import torch
-
     from text_gen_server.attention.interface import Attention
     from text_gen_server.config import ModelConfig
 
-NAMES = ("auto", "reference", "cpu")
+NAMES = ("auto", "reference", "cpu", "kernels")
 
 
-def choose_attention(name: str | None, *, device: torch.device, config: ModelConfig) -> Attention:
+def choose_attention(name: str | None, *, device: torch.device, dtype: torch.dtype, config: ModelConfig) -> Attention:
     """The implementation called `name`, or the fastest for `device` and `config` where it is None or "auto".
 
+    dtype: of keys and values
     ValueError for an unknown name, and for one that does not run there.
     """
-    del config  # The two implementations there are can do all that a configuration can ask for.
+    del config  # The implementations there are can do all that a configuration can ask for.
+    by_kernels = device.type == "cpu" and dtype == torch.bfloat16
     if name is None or name == "auto":
-        name = "cpu" if device.type == "cpu" else "reference"
+        name = "kernels" if by_kernels else "cpu" if device.type == "cpu" else "reference"
+    if name == "kernels":
+        if not by_kernels:
+            raise ValueError(f"attention {name!r} runs on a CPU in bfloat16 only; use auto or reference")
+        return KernelAttention()
+    if by_kernels:
+        raise ValueError(f"attention {name!r} does not fit the CPU kernels of bfloat16; use auto or --dtype float32")
     if name == "reference":
         return ReferenceAttention()
     if name == "cpu":

@@ -1,14 +1,13 @@
 """Linear layers that know how to shard and load themselves. Weights are [out, in] as in the checkpoint.
 
 Column layers split their outputs over the ranks and need no communication; a row layer takes such split inputs, multiplies
-its part and sums over the ranks. Layers that read the same input are merged into one multiplication.
+its part and sums over the ranks. Layers that read the same input are merged into one multiplication. `pack`, once after
+loading, hands a weight to the operations, which keep it in their own form.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-
-import torch.nn.functional as F
 
 from text_gen_server.weights import WantedTensor
 
@@ -19,15 +18,19 @@ if TYPE_CHECKING:
 
     from text_gen_server.config import ModelConfig
     from text_gen_server.layers.placement import Placement
+    from text_gen_server.ops.interface import Linear
 
 
 class MergedColumnLinear:
     """Several linear layers with one input, each split by output rows; the outputs lie side by side."""
 
+    multiply: Linear  # after `pack`
+
     def __init__(self, parts: dict[str, tuple[int, slice]], in_features: int, *, bias: bool, placement: Placement) -> None:
         """parts: name in the checkpoint -> (output rows of the whole layer, rows of this rank)"""
         self.parts = parts
         self.in_features = in_features
+        self.ops = placement.ops
         rows = sum(part.stop - part.start for _, part in parts.values())
         self.weight = placement.empty(rows, in_features)  # [rows of all parts, in]
         self.bias = placement.empty(rows) if bias else None
@@ -41,9 +44,13 @@ class MergedColumnLinear:
                 yield WantedTensor(f"{name}.bias", (total,), self.bias[target], (part,))
             start = target.stop
 
+    def pack(self) -> None:
+        self.multiply = self.ops.linear(self.weight, self.bias)
+        del self.weight, self.bias
+
     def __call__(self, hidden: Tensor) -> Tensor:
         """hidden: [T, in] -> [T, rows of all parts on this rank]"""
-        return F.linear(hidden, self.weight, self.bias)
+        return self.multiply(hidden)
 
 
 class QkvLinear(MergedColumnLinear):
@@ -62,20 +69,27 @@ class QkvLinear(MergedColumnLinear):
 
 
 class GateUpLinear(MergedColumnLinear):
-    """Gate and up projections of a gated MLP, [T, hidden] -> [T, 2 * intermediate of this rank]."""
+    """silu(gate) * up of a gated MLP, from both projections: [T, hidden] -> [T, intermediate of this rank]."""
 
     def __init__(self, name: str, config: ModelConfig, placement: Placement) -> None:
         part = (config.intermediate_size, placement.tensor_parallel.split(config.intermediate_size, "MLP features"))
         parts = {f"{name}.gate_proj": part, f"{name}.up_proj": part}
         super().__init__(parts, config.hidden_size, bias=config.mlp_bias, placement=placement)
 
+    def pack(self) -> None:
+        self.multiply = self.ops.gated(self.weight, self.bias)
+        del self.weight, self.bias
+
 
 class RowLinear:
     """A linear layer whose inputs are split over the ranks; the result is the whole sum on every rank."""
 
+    multiply: Linear  # after `pack`
+
     def __init__(self, name: str, in_features: int, out_features: int, *, bias: bool, placement: Placement) -> None:
         self.name = name
         self.in_features = in_features
+        self.ops = placement.ops
         self.parallel = placement.tensor_parallel
         self.part = self.parallel.split(in_features, f"inputs of {name}")
         self.weight = placement.empty(out_features, self.part.stop - self.part.start)
@@ -87,8 +101,11 @@ class RowLinear:
         if self.bias is not None:
             yield WantedTensor(f"{self.name}.bias", (out_features,), self.bias, ())
 
+    def pack(self) -> None:
+        # The sum over the ranks must contain the bias once.
+        self.multiply = self.ops.linear(self.weight, self.bias if self.parallel.rank == 0 else None)
+        del self.weight, self.bias
+
     def __call__(self, hidden: Tensor) -> Tensor:
         """hidden: [T, in of this rank] -> [T, out]"""
-        # The sum over the ranks must contain the bias once.
-        bias = self.bias if self.parallel.rank == 0 else None
-        return self.parallel.all_reduce(F.linear(hidden, self.weight, bias))
+        return self.parallel.all_reduce(self.multiply(hidden))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch.nn.functional as F
-
 from text_gen_server.weights import WantedTensor
 
 if TYPE_CHECKING:
@@ -14,38 +12,43 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from text_gen_server.layers.placement import Placement
+    from text_gen_server.ops.interface import HeadNorm, Norm
 
 
 class RMSNorm:
     """x / sqrt(mean(x^2) + epsilon) * weight, over the last dimension. Every rank has the whole of it."""
 
+    normalize: Norm  # after `pack`
+
     def __init__(self, name: str, size: int, *, epsilon: float, placement: Placement) -> None:
         self.name = name
         self.size = size
+        self.ops = placement.ops
         self.epsilon = epsilon
         self.weight = placement.empty(size)
 
     def wanted(self) -> Iterator[WantedTensor]:
         yield WantedTensor(f"{self.name}.weight", (self.size,), self.weight, ())
 
-    def __call__(self, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Adds `hidden` to the residual stream and normalizes the sum.
+    def pack(self) -> None:
+        self.normalize = self.ops.norm(self.weight, self.epsilon)
+        del self.weight
 
-        hidden: [T, size], may become the residual
-        residual: [T, size], overwritten; None before the first layer
-        -> normalized [T, size], residual [T, size]
-        """
-        residual = hidden if residual is None else residual.add_(hidden)
-        return F.rms_norm(residual, (self.size,), self.weight, self.epsilon), residual
+    def __call__(self, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `Norm`."""
+        return self.normalize(hidden, residual)
 
 
 class QueryKeyNorm:
     """Normalizes each query and key head by itself, with one weight for all query heads and one for all key heads."""
 
+    packed: HeadNorm  # after `pack`
+
     def __init__(
         self, name: str, num_heads: int, num_kv_heads: int, *, head_dim: int, epsilon: float, placement: Placement
     ) -> None:
         self.name = name
+        self.ops = placement.ops
         self.num_heads = num_heads
         self.head_dim = head_dim
         self.epsilon = epsilon
@@ -56,6 +59,6 @@ class QueryKeyNorm:
         yield WantedTensor(f"{self.name}.q_norm.weight", (self.head_dim,), self.weight[: self.num_heads], ())
         yield WantedTensor(f"{self.name}.k_norm.weight", (self.head_dim,), self.weight[self.num_heads :], ())
 
-    def __call__(self, heads: Tensor) -> Tensor:
-        """heads: [T, H + KH, D], query heads first -> the same shape, new memory"""
-        return F.rms_norm(heads, (self.head_dim,), None, self.epsilon).mul_(self.weight)
+    def pack(self) -> None:
+        self.packed = self.ops.head_norm(self.weight, self.epsilon)
+        del self.weight

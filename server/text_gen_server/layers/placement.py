@@ -1,4 +1,4 @@
-"""What all layers are told when they are made: which part of the model they are, and where their tensors live."""
+"""What all layers are told when they are made: which part of the model they are, where their tensors live and what computes."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from text_gen_server.distributed import TensorParallel
+    from text_gen_server.ops.interface import Ops
 
 
 @dataclass(frozen=True)
 class Placement:
-    """A layer takes its part of the model from `tensor_parallel` and makes its tensors of `dtype` on `device`."""
+    """A layer takes its part of the model from `tensor_parallel`, makes its tensors of `dtype` on `device`, and gives them to
+    `ops` when they are loaded.
+    """
 
     tensor_parallel: TensorParallel
     dtype: torch.dtype
     device: torch.device
+    ops: Ops
 
     def empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.dtype, device=self.device)

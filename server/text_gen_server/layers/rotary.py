@@ -32,7 +32,7 @@ class RotaryEmbedding:
         self.frequencies = _FREQUENCIES[config.kind](config, self.exponents)
 
     def cos_sin(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """positions: [T] int64 -> two of [T, 1, D]; the first half of the sine is negative, as `rotate` wants it"""
+        """positions: [T] int64 -> two of [T, 1, D]; as `StepPositions` has them"""
         distance = positions.to(torch.float32).unsqueeze(-1)
         frequencies = self._dynamic_frequencies(distance) if self.config.kind == "dynamic" else self.frequencies
         angle = (distance * frequencies).unsqueeze(1)  # [T, 1, D / 2]
@@ -47,15 +47,6 @@ class RotaryEmbedding:
         stretch = (positions + 1).clamp(min=config.max_position_embeddings) / config.max_position_embeddings
         base = config.theta * (config.factor * stretch - (config.factor - 1)) ** (dim / (dim - 2))
         return 1.0 / base**self.exponents
-
-
-def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates the pairs (i, i + D/2) of every head.
-
-    heads: [T, any number of heads, D]; cos, sin: [T, 1, D] of `RotaryEmbedding.cos_sin` -> as heads, new memory
-    """
-    swapped = heads.roll(heads.shape[-1] // 2, -1)
-    return torch.addcmul(heads * cos, swapped, sin)
 
 
 def _default(config: RopeConfig, exponents: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from text_gen_server.attention.interface import PreparedAttention
     from text_gen_server.attention.metadata import AttentionMetadata
     from text_gen_server.kv_cache import KVCache
+    from text_gen_server.ops.interface import StepPositions
     from text_gen_server.weights import WantedTensor
 
 
@@ -21,6 +22,9 @@ class CausalLM(Protocol):
 
     def wanted(self) -> Iterator[WantedTensor]:
         """Every tensor of the checkpoint that the model needs."""
+
+    def pack(self) -> None:
+        """Once, when the wanted tensors are loaded, and before anything else."""
 
     def forward(
         self,
@@ -46,8 +50,6 @@ class CausalLM(Protocol):
 class LayerInputs:
     """What all layers of a step share."""
 
-    cos: Tensor  # [T, 1, D] of the positions
-    sin: Tensor  # [T, 1, D]
-    slot_mapping: Tensor  # [T] int64
+    positions: StepPositions
     kv_cache: KVCache
     attention: PreparedAttention

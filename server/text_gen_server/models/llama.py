@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-import torch.nn.functional as F
-
 from text_gen_server.layers.embedding import Embedding, LanguageModelHead, VocabularyWeight
 from text_gen_server.layers.linear import GateUpLinear, QkvLinear, RowLinear
 from text_gen_server.layers.norm import RMSNorm
-from text_gen_server.layers.rotary import RotaryEmbedding, rotate
+from text_gen_server.layers.rotary import RotaryEmbedding
 from text_gen_server.models.causal_lm import LayerInputs
+from text_gen_server.ops.interface import StepPositions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from text_gen_server.config import ModelConfig
     from text_gen_server.kv_cache import KVCache
     from text_gen_server.layers.placement import Placement
+    from text_gen_server.ops.interface import HeadNorm
     from text_gen_server.weights import WantedTensor
 
 
@@ -33,6 +33,8 @@ class SelfAttention(Protocol):
     """The attention part of a layer."""
 
     def wanted(self) -> Iterator[WantedTensor]: ...
+
+    def pack(self) -> None: ...
 
     def __call__(self, hidden: Tensor, inputs: LayerInputs) -> Tensor:
         """hidden: [T, hidden] -> [T, hidden]"""
@@ -53,7 +55,7 @@ class Llama:
         make_self_attention: MakeSelfAttention | None = None,
     ) -> None:
         self.attention = attention
-        self.dtype = placement.dtype
+        self.activation_dtype = placement.ops.activation_dtype
         embedding = VocabularyWeight("model.embed_tokens", config.vocab_size, config.hidden_size, placement)
         head = embedding
         if not config.tie_word_embeddings:
@@ -73,6 +75,13 @@ class Llama:
             yield from layer.wanted()
         yield from self.norm.wanted()
 
+    def pack(self) -> None:
+        for weight in self.vocabulary_weights:
+            weight.pack()
+        for layer in self.layers:
+            layer.pack()
+        self.norm.pack()
+
     def forward(
         self,
         *,
@@ -82,8 +91,9 @@ class Llama:
         attention_metadata: AttentionMetadata,
         kv_cache: KVCache,
     ) -> Tensor:
-        cos, sin = self.rotary.cos_sin(positions, self.dtype)
-        inputs = LayerInputs(cos, sin, slot_mapping, kv_cache, self.attention.prepare(attention_metadata, kv_cache))
+        cos, sin = self.rotary.cos_sin(positions, self.activation_dtype)
+        attention = self.attention.prepare(attention_metadata, kv_cache)
+        inputs = LayerInputs(StepPositions(cos, sin, slot_mapping), kv_cache, attention)
         hidden, residual = self.embed(token_ids), None
         for layer in self.layers:
             hidden, residual = layer(hidden, residual, inputs)
@@ -106,6 +116,10 @@ class LlamaLayer:
         for part in (self.input_norm, self.self_attention, self.mlp_norm, self.mlp):
             yield from part.wanted()
 
+    def pack(self) -> None:
+        for part in (self.input_norm, self.self_attention, self.mlp_norm, self.mlp):
+            part.pack()
+
     def __call__(self, hidden: Tensor, residual: Tensor | None, inputs: LayerInputs) -> tuple[Tensor, Tensor]:
         """hidden: [T, hidden], what the layer before adds to residual: [T, hidden] -> the same for the next layer"""
         hidden, residual = self.input_norm(hidden, residual)
@@ -118,10 +132,10 @@ class LlamaAttention:
     def __init__(self, layer: int, config: ModelConfig, placement: Placement) -> None:
         name = f"model.layers.{layer}.self_attn"
         self.layer = layer
+        self.ops = placement.ops
         self.head_dim = config.head_dim
         self.sliding_window = config.sliding_windows[layer]
         self.qkv = QkvLinear(name, config, placement)
-        self.num_heads, self.num_kv_heads = self.qkv.num_heads, self.qkv.num_kv_heads
         self.output = RowLinear(
             f"{name}.o_proj",
             config.num_heads * config.head_dim,
@@ -134,18 +148,20 @@ class LlamaAttention:
         yield from self.qkv.wanted()
         yield from self.output.wanted()
 
+    def pack(self) -> None:
+        self.qkv.pack()
+        self.output.pack()
+
     def __call__(self, hidden: Tensor, inputs: LayerInputs) -> Tensor:
-        num_rotated = self.num_heads + self.num_kv_heads
         heads = self.qkv(hidden).view(hidden.shape[0], -1, self.head_dim)  # [T, H + 2 KH, D]
-        rotated = rotate(self.normalize_heads(heads[:, :num_rotated]), inputs.cos, inputs.sin)
-        query, key, value = rotated[:, : self.num_heads], rotated[:, self.num_heads :], heads[:, num_rotated:]
-        inputs.kv_cache.write(self.layer, key, value, inputs.slot_mapping)
+        slots = inputs.kv_cache.slots(self.layer)
+        query = self.ops.rotate_and_write(heads, inputs.positions, *slots, self.head_norm())
         attended = inputs.attention.attend(self.layer, query, self.sliding_window)
         return self.output(attended.flatten(1))
 
-    def normalize_heads(self, query_key: Tensor) -> Tensor:
-        """query_key: [T, H + KH, D]; a family with a norm of its own before the rotation puts it here"""
-        return query_key
+    def head_norm(self) -> HeadNorm | None:
+        """What a family does to query and key heads before their rotation."""
+        return None
 
 
 class LlamaMlp:
@@ -159,6 +175,9 @@ class LlamaMlp:
         yield from self.gate_up.wanted()
         yield from self.down.wanted()
 
+    def pack(self) -> None:
+        self.gate_up.pack()
+        self.down.pack()
+
     def __call__(self, hidden: Tensor) -> Tensor:
-        gate, up = self.gate_up(hidden).chunk(2, dim=-1)
-        return self.down(F.silu(gate).mul_(up))
+        return self.down(self.gate_up(hidden))

@@ -10,11 +10,10 @@ from text_gen_server.models.llama import Llama, LlamaAttention
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch import Tensor
-
     from text_gen_server.attention.interface import Attention
     from text_gen_server.config import ModelConfig
     from text_gen_server.layers.placement import Placement
+    from text_gen_server.ops.interface import HeadNorm
     from text_gen_server.weights import WantedTensor
 
 
@@ -30,8 +29,8 @@ class Qwen3Attention(LlamaAttention):
         super().__init__(layer, config, placement)
         self.norm = QueryKeyNorm(
             f"model.layers.{layer}.self_attn",
-            self.num_heads,
-            self.num_kv_heads,
+            self.qkv.num_heads,
+            self.qkv.num_kv_heads,
             head_dim=config.head_dim,
             epsilon=config.rms_norm_eps,
             placement=placement,
@@ -41,5 +40,9 @@ class Qwen3Attention(LlamaAttention):
         yield from super().wanted()
         yield from self.norm.wanted()
 
-    def normalize_heads(self, query_key: Tensor) -> Tensor:
-        return self.norm(query_key)
+    def pack(self) -> None:
+        super().pack()
+        self.norm.pack()
+
+    def head_norm(self) -> HeadNorm:
+        return self.norm.packed

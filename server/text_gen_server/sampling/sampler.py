@@ -12,6 +12,8 @@ from torch import Tensor
 from text_gen_server.sampling.filters import filter_logits
 from text_gen_server.sampling.processors import SamplingRow, apply_masks, process
 from text_gen_server.sampling.rng import to_signed, uniform
+from text_gen_server.sampling.summary import Summarize, log_normalizer
+from text_gen_server.sampling.summary import summarize as summarize_by_pytorch
 
 
 @dataclass(frozen=True)
@@ -25,24 +27,30 @@ class Samples:
     top_logprobs: Tensor  # [N, K] float32; minus infinity where a mask allows fewer than K
 
 
-def sample(logits: Tensor, rows: Sequence[SamplingRow], masks: Mapping[int, bytes] | None = None) -> Samples:
+def sample(
+    logits: Tensor,
+    rows: Sequence[SamplingRow],
+    masks: Mapping[int, bytes] | None = None,
+    summarize: Summarize = summarize_by_pytorch,
+) -> Samples:
     """Draws the next token of each row; the most likely one where a row does not sample (the first, of equals).
 
     logits: [N, V] float32, raw
     masks:  index in N -> the tokens that row may have, one bit each, lowest bit of the first byte first
     """
-    # NaN and infinity survive a sum, and one sum is far cheaper than a look at every number.
-    is_finite = logits.sum(-1).isfinite()
-    processed = process(logits, rows)
+    summary = summarize(logits)
+    is_finite = summary.is_finite
+    raw, processed = logits, process(logits, rows)
     if masks:
         processed, logits = apply_masks(processed, masks), apply_masks(logits, masks)
-    token_ids = processed.argmax(-1)
+        summary = summarize(logits)
+    token_ids = summary.largest if processed is raw else summarize(processed).largest
     drawn = [n for n, row in enumerate(rows) if row.parameters.do_sample]
     if drawn:
         index = torch.tensor(drawn, device=logits.device)
         token_ids[index] = _draw(processed[index], [rows[n] for n in drawn])
     token_ids = token_ids.masked_fill_(~is_finite, 0)
-    normalizer = log_normalizer(logits)
+    normalizer = summary.log_normalizer.unsqueeze(1)
     num_top_tokens = max(row.parameters.num_top_tokens for row in rows)
     top_token_ids = most_likely(logits, num_top_tokens)
     return Samples(
@@ -56,16 +64,7 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow], masks: Mapping[int, byte
 
 def token_logprobs(logits: Tensor, token_ids: Tensor) -> Tensor:
     """[N] float32: log_softmax of `logits` ([N, V] float32) at `token_ids` ([N] int64)."""
-    return (logits.gather(-1, token_ids.unsqueeze(1)) - log_normalizer(logits)).squeeze(1)
-
-
-def log_normalizer(logits: Tensor) -> Tensor:
-    """[N, 1] float32: log of the sum of exp(logits [N, V]), by way of the probability of the most likely token.
-
-    Row by row the same in every batch, which torch.logsumexp does not promise, and it needs no logarithm of the whole row.
-    """
-    largest, index = logits.max(-1, keepdim=True)
-    return largest - logits.softmax(-1).gather(-1, index).log()
+    return logits.gather(-1, token_ids.unsqueeze(1)).squeeze(1) - log_normalizer(logits)
 
 
 def most_likely(logits: Tensor, count: int) -> Tensor:

@@ -1,0 +1,68 @@
+"""Attention on the CPU by our own kernel: decode rows and chunks of prompts alike, over keys and values in bf16 that stay where
+they are. Reads no slot that the row did not write.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING
+
+import torch
+
+from text_gen_server import native
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from text_gen_server.attention.metadata import AttentionMetadata
+    from text_gen_server.kv_cache import KVCache
+
+
+class KernelAttention:
+    name = "kernels"
+    default_block_size = 16
+
+    def __init__(self) -> None:
+        """ValueError where the kernels were not built."""
+        native.library()
+
+    def prepare(self, metadata: AttentionMetadata, kv_cache: KVCache) -> PreparedKernels:
+        return PreparedKernels(metadata, kv_cache)
+
+
+class PreparedKernels:
+    """See `PreparedAttention`."""
+
+    def __init__(self, metadata: AttentionMetadata, kv_cache: KVCache) -> None:
+        self.library = native.library()
+        self.metadata = metadata  # keeps alive what the arguments point to
+        self.kv_cache = kv_cache
+        tables = self.block_tables = metadata.block_tables.contiguous()
+        _, block_size, num_kv_heads, head_dim = kv_cache.keys[0].shape
+        assert kv_cache.keys[0].dtype == torch.bfloat16, "the cache holds bf16"
+        self.arguments = native.Attend(
+            query_start=metadata.query_start.data_ptr(),
+            kv_lens=metadata.kv_lens.data_ptr(),
+            block_tables=tables.data_ptr(),
+            num_rows=len(metadata.kv_lens),
+            max_blocks=tables.shape[1],
+            block_size=block_size,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+        )
+
+    def attend(self, layer: int, query: Tensor, sliding_window: int | None) -> Tensor:
+        num_tokens, num_heads, head_dim = query.shape
+        assert query.dtype == torch.float32, "hidden states are float32"
+        assert query.stride()[1:] == (head_dim, 1), "heads of a token lie side by side"
+        output = torch.empty(num_tokens, num_heads, head_dim)
+        arguments = self.arguments
+        arguments.query = query.data_ptr()
+        arguments.query_stride = query.stride(0)
+        arguments.output = output.data_ptr()
+        arguments.keys = self.kv_cache.keys[layer].data_ptr()
+        arguments.values = self.kv_cache.values[layer].data_ptr()
+        arguments.num_heads = num_heads
+        arguments.sliding_window = sliding_window or 0
+        self.library.tgk_attend(ctypes.addressof(arguments))
+        return output

@@ -1,0 +1,163 @@
+"""The operations by our own CPU kernels: weights packed as bf16, hidden states in float32.
+
+A checkpoint in bf16 loses nothing: products of 16-bit weights are summed in float32. Where the processor multiplies bf16 in
+hardware, activations are rounded to bf16 as they enter a product, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from typing import TYPE_CHECKING
+
+import torch
+
+from text_gen_server import native
+from text_gen_server.ops.interface import HeadNorm
+from text_gen_server.sampling.summary import Summary
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from text_gen_server.ops.interface import Linear, Norm, StepPositions, Vocabulary
+
+
+PANEL = 32  # output columns that the kernels compute together
+
+
+class CpuOps:
+    """See `Ops`."""
+
+    name = "cpu kernels"
+    activation_dtype = torch.float32
+
+    def __init__(self, num_threads: int) -> None:
+        """ValueError where the kernels were not built."""
+        self.library = native.library()
+        native.start(num_threads)
+
+    def linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
+        return PackedLinear(weight, bias)
+
+    def gated(self, weight: Tensor, bias: Tensor | None) -> Linear:
+        return PackedLinear(weight, bias, is_gated=True)
+
+    def norm(self, weight: Tensor, epsilon: float) -> Norm:
+        return CpuNorm(weight, epsilon)
+
+    def vocabulary(self, weight: Tensor) -> Vocabulary:
+        return PackedLinear(weight, None)
+
+    def head_norm(self, weight: Tensor, epsilon: float) -> HeadNorm:
+        return HeadNorm(weight.float().contiguous(), epsilon)
+
+    def rotate_and_write(
+        self, heads: Tensor, step: StepPositions, key_slots: Tensor, value_slots: Tensor, norm: HeadNorm | None
+    ) -> Tensor:
+        _check(heads)
+        assert key_slots.dtype == value_slots.dtype == torch.bfloat16, "the cache holds bf16"
+        num_kv_heads = key_slots.shape[1]
+        num_heads = heads.shape[1] - 2 * num_kv_heads
+        arguments = native.Rotate(
+            heads=heads.data_ptr(),
+            cos=step.cos.data_ptr(),
+            sin=step.sin.data_ptr(),
+            norm_weight=None if norm is None else norm.weight.data_ptr(),
+            slots=step.slot_mapping.data_ptr(),
+            keys=key_slots.data_ptr(),
+            values=value_slots.data_ptr(),
+            num_tokens=heads.shape[0],
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            head_dim=heads.shape[2],
+            norm_epsilon=0.0 if norm is None else norm.epsilon,
+        )
+        self.library.tgk_rotate_and_write(ctypes.addressof(arguments))
+        return heads[:, :num_heads]
+
+    def summarize(self, logits: Tensor) -> Summary:
+        num_rows, size = logits.shape
+        assert logits.dtype == torch.float32, "logits are float32"
+        assert logits.stride(1) == 1, "the logits of a row lie side by side"
+        largest = torch.empty(num_rows, dtype=torch.int64)
+        log_normalizer = torch.empty(num_rows)
+        is_finite = torch.empty(num_rows, dtype=torch.bool)
+        arguments = native.Summarize(
+            logits=logits.data_ptr(),
+            stride=logits.stride(0),
+            num_rows=num_rows,
+            size=size,
+            largest=largest.data_ptr(),
+            log_normalizer=log_normalizer.data_ptr(),
+            is_finite=is_finite.data_ptr(),
+        )
+        self.library.tgk_summarize(ctypes.addressof(arguments))
+        return Summary(largest, log_normalizer, is_finite)
+
+
+class PackedLinear:
+    """See `Linear` and `Vocabulary`. Owns the packed weight; the tensor it was made of is no longer needed."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, is_gated: bool = False) -> None:
+        self.library = native.library()
+        weight = weight.to(torch.bfloat16).contiguous()
+        rows, self.in_features = weight.shape
+        self.out_features = rows // 2 if is_gated else rows
+        self.bias = None if bias is None else _padded(bias.float(), 2 if is_gated else 1)
+        self.bias_address = None if self.bias is None else self.bias.data_ptr()
+        self.packed = self.library.tgk_pack(weight.data_ptr(), rows, self.in_features, is_gated)
+        weakref.finalize(self, self.library.tgk_free, self.packed)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        hidden = hidden.contiguous()
+        _check(hidden)
+        assert hidden.shape[1] == self.in_features, "hidden states fit their layer"
+        output = torch.empty(hidden.shape[0], self.out_features)
+        self.library.tgk_multiply(self.packed, hidden.data_ptr(), hidden.shape[0], self.bias_address, output.data_ptr())
+        return output
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self(hidden)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        output = torch.empty(len(token_ids), self.in_features)
+        token_ids = token_ids.contiguous()
+        self.library.tgk_gather(self.packed, token_ids.data_ptr(), len(token_ids), output.data_ptr())
+        return output
+
+
+def _check(hidden: Tensor) -> None:
+    assert hidden.dtype == torch.float32, "hidden states are float32"
+    assert hidden.is_contiguous(), "the kernels read rows that lie side by side"
+
+
+def _padded(bias: Tensor, num_parts: int) -> Tensor:
+    """The parts of a bias (gates and ups, or all of it), each padded to whole panels as the kernel reads them."""
+    parts = bias.view(num_parts, -1)
+    return torch.nn.functional.pad(parts, (0, -parts.shape[1] % PANEL)).contiguous()
+
+
+class CpuNorm:
+    """See `Norm`."""
+
+    def __init__(self, weight: Tensor, epsilon: float) -> None:
+        self.library = native.library()
+        self.weight = weight.float().contiguous()
+        self.epsilon = epsilon
+
+    def __call__(self, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        total = hidden if residual is None else residual
+        _check(hidden)
+        _check(total)
+        output = torch.empty_like(total)
+        arguments = native.Normalize(
+            hidden=None if residual is None else hidden.data_ptr(),
+            residual=total.data_ptr(),
+            weight=self.weight.data_ptr(),
+            output=output.data_ptr(),
+            num_rows=total.shape[0],
+            size=total.shape[1],
+            epsilon=self.epsilon,
+        )
+        self.library.tgk_normalize(ctypes.addressof(arguments))
+        return output, total

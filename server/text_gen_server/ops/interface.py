@@ -1,0 +1,96 @@
+"""What a decoder layer computes beside attention, as every implementation offers it. Chosen once at start (`choose.py`); models
+never ask which one it is.
+
+An implementation decides in which dtype hidden states travel and in what form weights are kept: it is given each weight once,
+after loading, and answers with what multiplies by it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from text_gen_server.sampling.summary import Summary
+
+
+class Linear(Protocol):
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """hidden: [T, in] -> [T, out]"""
+
+
+class Norm(Protocol):
+    def __call__(self, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Adds `hidden` to the residual stream and normalizes the sum.
+
+        hidden: [T, size], may become the residual
+        residual: [T, size], overwritten; None before the first layer
+        -> normalized [T, size], residual [T, size]
+        """
+
+
+class Vocabulary(Protocol):
+    """One weight for both ends of the model."""
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """token_ids: [T] int64, each a row of the weight -> [T, hidden]"""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden: [N, hidden] -> [N, rows]"""
+
+
+@dataclass(frozen=True)
+class StepPositions:
+    """Where the tokens of a step are, the same for all layers."""
+
+    cos: Tensor  # [T, 1, D] of the positions, the same in both halves
+    sin: Tensor  # [T, 1, D], negative in the first half
+    slot_mapping: Tensor  # [T] int64, slot of each token's K/V; -1 = do not write
+
+
+@dataclass(frozen=True)
+class HeadNorm:
+    """A root mean square norm of each query and key head before its rotation."""
+
+    weight: Tensor  # [H + KH, D]
+    epsilon: float
+
+
+class Ops(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def activation_dtype(self) -> torch.dtype:
+        """Of hidden states, between all layers."""
+
+    def linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
+        """weight: [out, in]; bias: [out]"""
+
+    def gated(self, weight: Tensor, bias: Tensor | None) -> Linear:
+        """Computes silu(gate) * up. weight: [2 * out, in], gate rows first; bias: [2 * out]"""
+
+    def norm(self, weight: Tensor, epsilon: float) -> Norm:
+        """x / sqrt(mean(x^2) + epsilon) * weight, over the last dimension. weight: [size]"""
+
+    def vocabulary(self, weight: Tensor) -> Vocabulary:
+        """weight: [rows, hidden]"""
+
+    def head_norm(self, weight: Tensor, epsilon: float) -> HeadNorm:
+        """weight: [H + KH, D]"""
+
+    def rotate_and_write(
+        self, heads: Tensor, step: StepPositions, key_slots: Tensor, value_slots: Tensor, norm: HeadNorm | None
+    ) -> Tensor:
+        """Normalizes and rotates query and key heads (the pairs (i, i + D/2)), and keeps keys and values.
+
+        heads: [T, H + 2 KH, D], query heads first, then keys, then values; may be overwritten
+        key_slots, value_slots: [slots + 1, KH, D] of one layer; the last one is not kept
+        -> queries [T, H, D], the last dimension contiguous
+        """
+
+    def summarize(self, logits: Tensor) -> Summary:
+        """See `sampling.summary.Summarize`."""
