@@ -39,14 +39,20 @@ pub unsafe extern "C" fn tgk_choose_instruction_set(name: *const c_char) -> u8 {
     u8::from(set.is_some_and(simd::choose))
 }
 
-/// Packs a bf16 matrix [rows, in_features]. The caller may free it afterwards.
+/// Packs a bf16 matrix [rows, in_features], with so many bits to a weight: 16, 8 or 4. The caller may free it afterwards.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tgk_pack(
     weights: *const u16,
     rows: usize,
     in_features: usize,
     is_gated: u8,
+    num_bits: u8,
 ) -> *mut Packed {
+    let format = match num_bits {
+        4 => WeightFormat::Int4,
+        8 => WeightFormat::Int8,
+        _ => WeightFormat::Bf16,
+    };
     let shape = if is_gated == 0 {
         Shape::Plain
     } else {
@@ -57,7 +63,7 @@ pub unsafe extern "C" fn tgk_pack(
         rows,
         in_features,
     };
-    Box::into_raw(Box::new(Packed::pack(source, shape, WeightFormat::Bf16)))
+    Box::into_raw(Box::new(Packed::pack(source, shape, format)))
 }
 
 #[unsafe(no_mangle)]

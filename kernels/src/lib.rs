@@ -10,5 +10,6 @@ pub mod packed;
 pub mod pointwise;
 pub mod pool;
 pub mod products;
+pub mod quantized;
 pub mod simd;
 pub mod summary;

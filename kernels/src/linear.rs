@@ -7,6 +7,7 @@ use crate::buffer::Scratch;
 use crate::packed::{PANEL, Packed, Shape, WeightFormat};
 use crate::pool::Pool;
 use crate::products::{Bf16Products, Products, Tile, with_count};
+use crate::quantized::{Int4, Int8, QuantizedProducts};
 use crate::simd::{Kernel, LANES, Simd, dispatch, silu};
 
 /// Activations in and out, row-major, in float32.
@@ -39,6 +40,12 @@ pub unsafe fn multiply(
 ) {
     match weights.format {
         WeightFormat::Bf16 => multiply_with::<Bf16Products>(pool, scratch, weights, activations),
+        WeightFormat::Int8 => {
+            multiply_with::<QuantizedProducts<Int8>>(pool, scratch, weights, activations)
+        }
+        WeightFormat::Int4 => {
+            multiply_with::<QuantizedProducts<Int4>>(pool, scratch, weights, activations)
+        }
     }
 }
 

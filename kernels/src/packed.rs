@@ -4,6 +4,7 @@
 use crate::bf16;
 use crate::buffer::Buffer;
 use crate::pool;
+use crate::quantized::{self, Int4, Int8};
 
 /// Output columns of a panel.
 pub const PANEL: usize = 32;
@@ -13,6 +14,9 @@ pub const PANEL: usize = 32;
 pub enum WeightFormat {
     /// Per panel [pairs of inputs][32 columns] of two bf16.
     Bf16,
+    /// See `quantized`.
+    Int8,
+    Int4,
 }
 
 /// A matrix as it comes from a checkpoint.
@@ -65,6 +69,8 @@ impl Packed {
         let num_panels = out_features.div_ceil(PANEL) * halves;
         let panel_bytes = match format {
             WeightFormat::Bf16 => source.in_features.div_ceil(2) * PANEL * 4,
+            WeightFormat::Int8 => quantized::panel_bytes::<Int8>(source.in_features),
+            WeightFormat::Int4 => quantized::panel_bytes::<Int4>(source.in_features),
         };
         let data = Buffer::zeroed(num_panels * panel_bytes);
         let packed = Self {
@@ -78,11 +84,19 @@ impl Packed {
         };
         pool::lock().run(num_panels, &|panel| {
             let rows = packed.source_rows(panel);
-            // SAFETY: each task writes its own panel.
-            match format {
-                WeightFormat::Bf16 => unsafe {
-                    pack_bf16(&source, rows, packed.panel(panel).cast_mut().cast())
-                },
+            let to = packed.panel(panel).cast_mut();
+            for (lane, row) in rows.enumerate() {
+                let weights = source.row(row);
+                // SAFETY: each task writes its own panel.
+                match format {
+                    WeightFormat::Bf16 => unsafe { pack_bf16(weights, to.cast(), lane) },
+                    WeightFormat::Int8 => unsafe {
+                        quantized::pack_column::<Int8>(weights, to, lane)
+                    },
+                    WeightFormat::Int4 => unsafe {
+                        quantized::pack_column::<Int4>(weights, to, lane)
+                    },
+                }
             }
         });
         packed
@@ -117,26 +131,28 @@ impl Packed {
         debug_assert!(self.shape == Shape::Plain && row < self.out_features);
         debug_assert_eq!(to.len(), self.in_features);
         let (panel, lane) = (self.panel(row / PANEL), row % PANEL);
-        match self.format {
-            WeightFormat::Bf16 => {
-                for (input, value) in to.iter_mut().enumerate() {
-                    // SAFETY: within the panel.
-                    *value = bf16::to_f32(unsafe {
-                        *panel
-                            .cast::<u16>()
-                            .add((input / 2 * PANEL + lane) * 2 + input % 2)
-                    });
-                }
-            }
+        for (input, value) in to.iter_mut().enumerate() {
+            // SAFETY: within the panel.
+            *value = match self.format {
+                WeightFormat::Bf16 => unsafe { unpack_bf16(panel.cast(), input, lane) },
+                WeightFormat::Int8 => unsafe { quantized::unpack::<Int8>(panel, input, lane) },
+                WeightFormat::Int4 => unsafe { quantized::unpack::<Int4>(panel, input, lane) },
+            };
         }
     }
 }
 
-/// `to` is zero and holds [pairs][PANEL] pairs.
-unsafe fn pack_bf16(source: &Source, rows: std::ops::Range<usize>, to: *mut u16) {
-    for (lane, row) in rows.enumerate() {
-        for (input, weight) in source.row(row).iter().enumerate() {
-            *to.add((input / 2 * PANEL + lane) * 2 + input % 2) = *weight;
-        }
+/// Where a bf16 weight is in its panel.
+fn place(input: usize, column: usize) -> usize {
+    (input / 2 * PANEL + column) * 2 + input % 2
+}
+
+unsafe fn pack_bf16(weights: &[u16], panel: *mut u16, column: usize) {
+    for (input, weight) in weights.iter().enumerate() {
+        *panel.add(place(input, column)) = *weight;
     }
+}
+
+unsafe fn unpack_bf16(panel: *const u16, input: usize, column: usize) -> f32 {
+    bf16::to_f32(*panel.add(place(input, column)))
 }

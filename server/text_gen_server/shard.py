@@ -24,7 +24,7 @@ from text_gen_server.memory import (
 )
 from text_gen_server.models.loader import load_model
 from text_gen_server.ops.choose import choose_cpu_dtype, choose_ops
-from text_gen_server.ops.cpu import CpuOps
+from text_gen_server.ops.native import NativeOps
 from text_gen_server.plan import NewSequence, PlanLimits, Row, SamplingParameters, StepPlan
 from text_gen_server.runner import PROMPT_LOGITS_BYTES, Runner
 
@@ -45,6 +45,7 @@ class ShardOptions:
     dtype: str = "auto"  # a key of DTYPES, or auto
     device: str = "auto"  # cpu, cuda or auto
     attention: str = "auto"
+    quantize: str | None = None  # a key of QUANTIZED_BITS
     cuda_memory_fraction: float = 1.0
     num_threads: int = 1
 
@@ -70,9 +71,9 @@ class Shard:
         self.fingerprint = model_fingerprint(options.model_dir)
         self.device = _choose_device(options)
         self.dtype = _choose_dtype(options, config, self.device)
-        self.ops = choose_ops(dtype=self.dtype, device=self.device, num_threads=options.num_threads)
+        self.ops = choose_ops(dtype=self.dtype, device=self.device, num_threads=options.num_threads, quantize=options.quantize)
         # One pool of threads has the cores. PyTorch's would wait for its next work in a loop, beside a kernel of ours.
-        torch.set_num_threads(1 if self.ops.name == CpuOps.name else options.num_threads)
+        torch.set_num_threads(1 if self.ops.name == NativeOps.name else options.num_threads)
         self.attention = choose_attention(options.attention, device=self.device, dtype=self.dtype, config=config)
         self.tensor_parallel = _join_ranks(options, self.device)
         self.model = load_model(
@@ -230,6 +231,8 @@ def _choose_device(options: ShardOptions) -> torch.device:
 def _choose_dtype(options: ShardOptions, config: ModelConfig, device: torch.device) -> torch.dtype:
     if options.dtype != "auto":
         return DTYPES[options.dtype]
+    if options.quantize is not None:
+        return torch.bfloat16
     dtype = DTYPES[config.torch_dtype]
     if device.type != "cpu" or dtype == torch.bfloat16 == choose_cpu_dtype():
         return dtype

@@ -29,12 +29,16 @@ impl Case {
     }
 
     fn pack(&self, shape: Shape) -> Packed {
+        self.pack_as(shape, WeightFormat::Bf16)
+    }
+
+    fn pack_as(&self, shape: Shape, format: WeightFormat) -> Packed {
         let source = Source {
             weights: self.weights.as_ptr(),
             rows: self.rows,
             in_features: self.in_features,
         };
-        Packed::pack(source, shape, WeightFormat::Bf16)
+        Packed::pack(source, shape, format)
     }
 
     /// The sum of `row` of the input with `column` of the weights, and the sum of the magnitudes of its products.
@@ -196,4 +200,111 @@ fn unpacked_rows_are_the_weights() {
             .collect();
         assert_eq!(unpacked, expected);
     }
+}
+
+/// What rounding of activations to eight bits may do to a sum, relative to the size of its products.
+const ROUNDING: f64 = 0.02;
+
+#[test]
+fn quantized_products_are_those_of_the_rounded_weights() {
+    let mut random = Random::new(5);
+    with_every_instruction_set(|_| {
+        for format in [WeightFormat::Int8, WeightFormat::Int4] {
+            for size in [(1, 1), (33, 40), (64, 64), (70, 200), (96, 321)] {
+                for num_rows in [1, 2, 3, 4, 7, 13] {
+                    let mut case = Case::random(&mut random, size, num_rows);
+                    case.bias = None;
+                    let packed = case.pack_as(Shape::Plain, format);
+                    let output = run(&packed, &case);
+                    let mut weights = vec![0.0; case.in_features];
+                    for column in 0..case.rows {
+                        packed.unpack_row(column, &mut weights);
+                        for row in 0..num_rows {
+                            let input = &case.input[row * case.in_features..];
+                            let products = weights
+                                .iter()
+                                .zip(input)
+                                .map(|(a, b)| f64::from(*a) * f64::from(*b));
+                            let (sum, magnitude) = products
+                                .fold((0.0, 0.0), |(sum, size), p| (sum + p, size + p.abs()));
+                            let error = (f64::from(output[row * case.rows + column]) - sum).abs();
+                            assert!(
+                                error <= ROUNDING * magnitude + 1e-6,
+                                "{format:?} {size:?} x {num_rows} at {row}, {column}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn quantized_products_have_the_same_bits_on_every_instruction_set_and_in_every_batch() {
+    let mut random = Random::new(6);
+    for format in [WeightFormat::Int8, WeightFormat::Int4] {
+        let case = Case::random(&mut random, (100, 192), 9);
+        let packed = case.pack_as(Shape::Plain, format);
+        let mut results = Vec::new();
+        with_every_instruction_set(|_| {
+            let together = run(&packed, &case);
+            let alone = Case {
+                input: case.input[8 * 192..].to_vec(),
+                num_rows: 1,
+                bias: case.bias.clone(),
+                weights: Vec::new(),
+                ..case
+            };
+            assert_eq!(run(&packed, &alone), together[800..]);
+            results.push(together);
+        });
+        for result in &results {
+            // Products are exact; what differs is whether multiply and add round once or twice.
+            for (a, b) in result.iter().zip(&results[0]) {
+                assert!((a - b).abs() <= 1e-4, "{a} and {b}");
+            }
+        }
+    }
+}
+
+#[test]
+fn quantized_weights_are_near_the_weights() {
+    let mut random = Random::new(7);
+    let case = Case::random(&mut random, (40, 256), 0);
+    for (format, tolerance) in [
+        (WeightFormat::Int8, 1.0 / 127.0),
+        (WeightFormat::Int4, 1.0 / 7.0 * 2.0),
+    ] {
+        let packed = case.pack_as(Shape::Plain, format);
+        let mut unpacked = vec![0.0; 256];
+        for row in 0..40 {
+            packed.unpack_row(row, &mut unpacked);
+            for (value, bits) in unpacked.iter().zip(&case.weights[row * 256..]) {
+                assert!(
+                    (value - bf16::to_f32(*bits)).abs() <= tolerance,
+                    "{format:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_bad_activation_is_not_rounded_away() {
+    let mut random = Random::new(8);
+    with_every_instruction_set(|_| {
+        for format in [WeightFormat::Bf16, WeightFormat::Int8, WeightFormat::Int4] {
+            for bad in [f32::NAN, f32::INFINITY] {
+                let mut case = Case::random(&mut random, (5, 130), 2);
+                case.input[130 + 77] = bad;
+                let output = run(&case.pack_as(Shape::Plain, format), &case);
+                assert!(output[..5].iter().all(|value| value.is_finite()));
+                assert!(
+                    output[5..].iter().all(|value| !value.is_finite()),
+                    "{format:?}"
+                );
+            }
+        }
+    });
 }

@@ -64,13 +64,6 @@ const NO_TRACES: &str = "traces are not exported yet";
 /// All of them, in the order of TGI's own help.
 pub static FLAGS: &[LegacyFlag] = &[
     flag(
-        "quantize",
-        None,
-        Refuse(
-            "quantized weights are not supported yet; remove the flag and give a model in its full precision",
-        ),
-    ),
-    flag(
         "speculate",
         None,
         Warn("speculation is not supported yet; tokens are the same without it, only slower"),

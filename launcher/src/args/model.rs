@@ -30,6 +30,10 @@ pub struct ModelArgs {
     #[arg(long, env)]
     pub dtype: Option<String>,
 
+    /// Weights of fewer bits, rounded when they are loaded, on CPUs: int8, int4
+    #[arg(long, env)]
+    pub quantize: Option<String>,
+
     /// Scaling of rotary positions: linear, dynamic. Goes together with --rope-factor
     #[arg(long, env)]
     pub rope_scaling: Option<String>,

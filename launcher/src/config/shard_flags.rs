@@ -22,6 +22,9 @@ pub(super) fn add_flags(
     ) {
         add(flags, "--dtype", dtype);
     }
+    if let Some(format) = quantize(model, check) {
+        add(flags, "--quantize", format);
+    }
     if check.one_of("--device", &devices.device, &["auto", "cpu", "cuda"]) {
         add(flags, "--device", &devices.device);
     }
@@ -46,6 +49,33 @@ pub(super) fn add_flags(
         add(flags, "--rope-scaling", scaling);
         add(flags, "--rope-factor", &factor.unwrap_or(1.0).to_string());
     }
+}
+
+/// How TGI calls checkpoints that somebody else has quantized, and its own ways to do it.
+const QUANTIZED_BY_OTHERS: [&str; 10] = [
+    "awq",
+    "compressed-tensors",
+    "eetq",
+    "exl2",
+    "gptq",
+    "marlin",
+    "bitsandbytes",
+    "bitsandbytes-nf4",
+    "bitsandbytes-fp4",
+    "fp8",
+];
+
+fn quantize<'a>(model: &'a ModelArgs, check: &mut Check) -> Option<&'a str> {
+    let format = model.quantize.as_deref()?;
+    if QUANTIZED_BY_OTHERS.contains(&format) {
+        check.errors.push(format!(
+            "--quantize {format}: this format is not supported yet; give a model in its full precision, with int8 or int4 to round it when it is loaded"
+        ));
+        return None;
+    }
+    check
+        .one_of("--quantize", format, &["int8", "int4"])
+        .then_some(format)
 }
 
 fn attention<'a>(devices: &'a DeviceArgs, check: &mut Check) -> Option<&'a str> {

@@ -131,6 +131,7 @@ def load(
     tensor_parallel: TensorParallel | None = None,
     rope_scaling: str | None = None,
     rope_factor: float | None = None,
+    quantize: str | None = None,
 ) -> tuple[CausalLM, ModelConfig]:
     config = load_model_config(folder, rope_scaling=rope_scaling, rope_factor=rope_factor)
     model = load_model(
@@ -140,6 +141,6 @@ def load(
         device=CPU,
         tensor_parallel=tensor_parallel or TensorParallel.single(),
         attention=choose_attention(attention, device=CPU, dtype=dtype, config=config),
-        ops=choose_ops(dtype=dtype, device=CPU, num_threads=1),
+        ops=choose_ops(dtype=dtype, device=CPU, num_threads=1, quantize=quantize),
     )
     return model, config

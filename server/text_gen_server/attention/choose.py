@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from text_gen_server.attention.cpu import CpuAttention
-from text_gen_server.attention.kernels import KernelAttention
+from text_gen_server.attention.native import NativeAttention
 from text_gen_server.attention.reference import ReferenceAttention
 
 if TYPE_CHECKING:
     from text_gen_server.attention.interface import Attention
     from text_gen_server.config import ModelConfig
 
-NAMES = ("auto", "reference", "cpu", "kernels")
+NAMES = ("auto", "reference", "cpu", "native")
 
 
 def choose_attention(name: str | None, *, device: torch.device, dtype: torch.dtype, config: ModelConfig) -> Attention:
@@ -24,15 +24,17 @@ def choose_attention(name: str | None, *, device: torch.device, dtype: torch.dty
     ValueError for an unknown name, and for one that does not run there.
     """
     del config  # The implementations there are can do all that a configuration can ask for.
-    by_kernels = device.type == "cpu" and dtype == torch.bfloat16
+    by_native = device.type == "cpu" and dtype == torch.bfloat16
     if name is None or name == "auto":
-        name = "kernels" if by_kernels else "cpu" if device.type == "cpu" else "reference"
-    if name == "kernels":
-        if not by_kernels:
+        name = "native" if by_native else "cpu" if device.type == "cpu" else "reference"
+    if name == "native":
+        if not by_native:
             raise ValueError(f"attention {name!r} runs on a CPU in bfloat16 only; use auto or reference")
-        return KernelAttention()
-    if by_kernels:
-        raise ValueError(f"attention {name!r} does not fit the CPU kernels of bfloat16; use auto or --dtype float32")
+        return NativeAttention()
+    if by_native:
+        raise ValueError(
+            f"attention {name!r} does not fit the native kernels, which compute bfloat16 on a CPU; use auto or --dtype float32"
+        )
     if name == "reference":
         return ReferenceAttention()
     if name == "cpu":

@@ -88,7 +88,7 @@ _FUNCTIONS = {
     "tgk_start": ([c_size_t], None),
     "tgk_instruction_set": ([], c_uint8),
     "tgk_choose_instruction_set": ([c_char_p], c_uint8),
-    "tgk_pack": ([c_void_p, c_size_t, c_size_t, c_uint8], c_void_p),
+    "tgk_pack": ([c_void_p, c_size_t, c_size_t, c_uint8, c_uint8], c_void_p),
     "tgk_free": ([c_void_p], None),
     "tgk_packed_bytes": ([c_void_p], c_size_t),
     "tgk_multiply": ([c_void_p, c_void_p, c_size_t, c_void_p, c_void_p], None),

@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from text_gen_server.kv_cache import KVCache
 
 
-class KernelAttention:
-    name = "kernels"
+class NativeAttention:
+    name = "native"
     default_block_size = 16
 
     def __init__(self) -> None:
         """ValueError where the kernels were not built."""
         native.library()
 
-    def prepare(self, metadata: AttentionMetadata, kv_cache: KVCache) -> PreparedKernels:
-        return PreparedKernels(metadata, kv_cache)
+    def prepare(self, metadata: AttentionMetadata, kv_cache: KVCache) -> PreparedNative:
+        return PreparedNative(metadata, kv_cache)
 
 
-class PreparedKernels:
+class PreparedNative:
     """See `PreparedAttention`."""
 
     def __init__(self, metadata: AttentionMetadata, kv_cache: KVCache) -> None:

@@ -1,4 +1,4 @@
-"""The CPU kernels compute what PyTorch computes in float32, on every instruction set that this processor has."""
+"""The native kernels compute what PyTorch computes in float32, on every instruction set that this processor has."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +8,7 @@ import torch
 from text_gen_server import native
 from text_gen_server.attention.choose import choose_attention
 from text_gen_server.config import ModelConfig
+from text_gen_server.ops.choose import choose_ops
 from torch import Tensor
 
 from models.driver import CPU, Driver, Sequence, load
@@ -25,8 +26,8 @@ def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
     assert native.choose_instruction_set(best)
 
 
-def kernel_driver(folder: Path) -> Driver:
-    return Driver(*load(folder, dtype=BF16), dtype=BF16)
+def native_driver(folder: Path, quantize: str | None = None) -> Driver:
+    return Driver(*load(folder, dtype=BF16, quantize=quantize), dtype=BF16)
 
 
 def divergence(logits: Tensor, expected: Tensor) -> float:
@@ -41,7 +42,7 @@ def test_every_variant_gives_the_distributions_of_float32(variant: str, model_fo
     folder = model_folder(family, dtype="bfloat16", **config)
     expected = Driver(*load(folder)).run(PROMPT)
     # Logits have a deviation of 4; PyTorch's own bf16 is about ten times further away.
-    assert divergence(kernel_driver(folder).run(PROMPT, 9), expected) < 1e-3
+    assert divergence(native_driver(folder).run(PROMPT, 9), expected) < 1e-3
 
 
 def test_every_instruction_set_gives_the_distributions_of_float32(
@@ -49,7 +50,7 @@ def test_every_instruction_set_gives_the_distributions_of_float32(
 ) -> None:
     folder = model_folder("llama", dtype="bfloat16")
     expected = Driver(*load(folder)).run(PROMPT)
-    found = divergence(kernel_driver(folder).run(PROMPT), expected)
+    found = divergence(native_driver(folder).run(PROMPT), expected)
     # Activations are rounded where bf16 is multiplied in hardware; keys and values are everywhere.
     assert found < (1e-3 if instruction_set == "avx512_bf16" else 1e-4)
 
@@ -58,7 +59,7 @@ def test_bf16_of_pytorch_is_further_from_float32(model_folder: Callable[..., Pat
     folder = model_folder("llama", dtype="bfloat16")
     expected = Driver(*load(folder)).run(PROMPT)
     model = torch_bf16(folder)
-    assert divergence(model, expected) > divergence(kernel_driver(folder).run(PROMPT), expected)
+    assert divergence(model, expected) > divergence(native_driver(folder).run(PROMPT), expected)
 
 
 def torch_bf16(folder: Path) -> Tensor:
@@ -72,13 +73,13 @@ def torch_bf16(folder: Path) -> Tensor:
 @pytest.mark.usefixtures("instruction_set")
 @pytest.mark.parametrize("chunk", [1, 7, 40])
 def test_logits_have_the_same_bits_however_the_prompt_is_cut(chunk: int, model_folder: Callable[..., Path]) -> None:
-    driver = kernel_driver(model_folder("qwen3", dtype="bfloat16"))
+    driver = native_driver(model_folder("qwen3", dtype="bfloat16"))
     assert torch.equal(driver.run(PROMPT, chunk), driver.run(PROMPT))
 
 
 @pytest.mark.usefixtures("instruction_set")
 def test_logits_have_the_same_bits_alone_and_among_others(model_folder: Callable[..., Path]) -> None:
-    driver = kernel_driver(model_folder("llama", dtype="bfloat16"))
+    driver = native_driver(model_folder("llama", dtype="bfloat16"))
     alone = driver.run(PROMPT)
     sequences = [Sequence(PROMPT), Sequence(PROMPT[5:30]), Sequence(PROMPT[::-1])]
     driver.step([(sequence, 1) for sequence in sequences])
@@ -87,9 +88,42 @@ def test_logits_have_the_same_bits_alone_and_among_others(model_folder: Callable
     assert torch.equal(torch.cat(sequences[0].logits), alone)
 
 
-def test_kernels_are_for_bf16_on_a_cpu(llama_config: ModelConfig) -> None:
-    assert choose_attention("auto", device=CPU, dtype=BF16, config=llama_config).name == "kernels"
+def test_native_attention_is_for_bf16_on_a_cpu(llama_config: ModelConfig) -> None:
+    assert choose_attention("auto", device=CPU, dtype=BF16, config=llama_config).name == "native"
     with pytest.raises(ValueError, match="runs on a CPU in bfloat16 only"):
-        choose_attention("kernels", device=CPU, dtype=torch.float32, config=llama_config)
-    with pytest.raises(ValueError, match="does not fit the CPU kernels"):
+        choose_attention("native", device=CPU, dtype=torch.float32, config=llama_config)
+    with pytest.raises(ValueError, match="does not fit the native kernels"):
         choose_attention("cpu", device=CPU, dtype=BF16, config=llama_config)
+
+
+@pytest.mark.parametrize(("quantize", "bound"), [("int8", 0.01), ("int4", 1.0)])
+@pytest.mark.parametrize("variant", ["llama", "llama tied", "llama attention and mlp bias", "qwen3"])
+def test_quantized_weights_stay_near_float32(
+    variant: str, quantize: str, bound: float, model_folder: Callable[..., Path]
+) -> None:
+    """Random weights are the worst case: nothing in them is redundant. Trained models are in docs/performance.md."""
+    family, config = VARIANTS[variant]
+    folder = model_folder(family, dtype="bfloat16", **config)
+    expected = Driver(*load(folder)).run(PROMPT)
+    assert divergence(native_driver(folder, quantize).run(PROMPT), expected) < bound
+
+
+def test_fewer_bits_are_further_from_float32(model_folder: Callable[..., Path]) -> None:
+    folder = model_folder("llama", dtype="bfloat16")
+    expected = Driver(*load(folder)).run(PROMPT)
+    distances = [divergence(native_driver(folder, quantize).run(PROMPT), expected) for quantize in (None, "int8", "int4")]
+    assert distances == sorted(distances)
+
+
+@pytest.mark.usefixtures("instruction_set")
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+def test_quantized_logits_have_the_same_bits_however_the_prompt_is_cut(
+    quantize: str, model_folder: Callable[..., Path]
+) -> None:
+    driver = native_driver(model_folder("llama", dtype="bfloat16"), quantize)
+    assert torch.equal(driver.run(PROMPT, 7), driver.run(PROMPT))
+
+
+def test_quantized_weights_need_the_native_kernels() -> None:
+    with pytest.raises(ValueError, match="quantize int8 works on CPUs in bfloat16 only"):
+        choose_ops(dtype=torch.float32, device=CPU, num_threads=1, quantize="int8")

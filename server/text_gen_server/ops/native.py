@@ -1,7 +1,9 @@
-"""The operations by our own CPU kernels: weights packed as bf16, hidden states in float32.
+"""The operations by our own CPU kernels: weights packed as bf16, int8 or int4, hidden states in float32.
 
 A checkpoint in bf16 loses nothing: products of 16-bit weights are summed in float32. Where the processor multiplies bf16 in
-hardware, activations are rounded to bf16 as they enter a product, and nowhere else.
+hardware, activations are rounded to bf16 as they enter a product, and nowhere else. Weights of fewer bits have a scale for
+every 64 (int8) or 32 (int4) inputs, and activations are rounded to eight bits for them; the vocabulary never has fewer than
+eight bits, because the choice of a token hangs on it directly.
 """
 
 from __future__ import annotations
@@ -25,28 +27,29 @@ if TYPE_CHECKING:
 PANEL = 32  # output columns that the kernels compute together
 
 
-class CpuOps:
+class NativeOps:
     """See `Ops`."""
 
-    name = "cpu kernels"
+    name = "native"
     activation_dtype = torch.float32
 
-    def __init__(self, num_threads: int) -> None:
-        """ValueError where the kernels were not built."""
+    def __init__(self, num_threads: int, num_bits: int = 16) -> None:
+        """num_bits: of a weight, 16, 8 or 4. ValueError where the kernels were not built."""
         self.library = native.library()
+        self.num_bits = num_bits
         native.start(num_threads)
 
     def linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
-        return PackedLinear(weight, bias)
+        return PackedLinear(weight, bias, num_bits=self.num_bits)
 
     def gated(self, weight: Tensor, bias: Tensor | None) -> Linear:
-        return PackedLinear(weight, bias, is_gated=True)
+        return PackedLinear(weight, bias, is_gated=True, num_bits=self.num_bits)
 
     def norm(self, weight: Tensor, epsilon: float) -> Norm:
-        return CpuNorm(weight, epsilon)
+        return NativeNorm(weight, epsilon)
 
     def vocabulary(self, weight: Tensor) -> Vocabulary:
-        return PackedLinear(weight, None)
+        return PackedLinear(weight, None, num_bits=max(8, self.num_bits))
 
     def head_norm(self, weight: Tensor, epsilon: float) -> HeadNorm:
         return HeadNorm(weight.float().contiguous(), epsilon)
@@ -98,14 +101,14 @@ class CpuOps:
 class PackedLinear:
     """See `Linear` and `Vocabulary`. Owns the packed weight; the tensor it was made of is no longer needed."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, *, is_gated: bool = False) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, is_gated: bool = False, num_bits: int = 16) -> None:
         self.library = native.library()
         weight = weight.to(torch.bfloat16).contiguous()
         rows, self.in_features = weight.shape
         self.out_features = rows // 2 if is_gated else rows
         self.bias = None if bias is None else _padded(bias.float(), 2 if is_gated else 1)
         self.bias_address = None if self.bias is None else self.bias.data_ptr()
-        self.packed = self.library.tgk_pack(weight.data_ptr(), rows, self.in_features, is_gated)
+        self.packed = self.library.tgk_pack(weight.data_ptr(), rows, self.in_features, is_gated, num_bits)
         weakref.finalize(self, self.library.tgk_free, self.packed)
 
     def __call__(self, hidden: Tensor) -> Tensor:
@@ -137,7 +140,7 @@ def _padded(bias: Tensor, num_parts: int) -> Tensor:
     return torch.nn.functional.pad(parts, (0, -parts.shape[1] % PANEL)).contiguous()
 
 
-class CpuNorm:
+class NativeNorm:
     """See `Norm`."""
 
     def __init__(self, weight: Tensor, epsilon: float) -> None:

@@ -1,0 +1,256 @@
+//! Weights of eight and of four bits with a scale for every group of neighbouring inputs of a column, multiplied by
+//! activations that are rounded to eight bits with a scale for the same group.
+//!
+//! Sums within a group are exact in integers. A weight is kept as an unsigned number, its offset is taken off the sum again
+//! by way of the sum of the group's activations.
+
+use crate::bf16;
+use crate::packed::PANEL;
+use crate::products::{Products, Sums, Tile, VECTORS};
+use crate::simd::{LANES, Simd};
+
+/// A kind of quantized weights.
+pub trait Quantized: Copy + Sync + Default {
+    /// Inputs that share a scale, a multiple of eight.
+    const GROUP: usize;
+    /// Weights are in -MAX..=MAX, kept as OFFSET more.
+    const MAX: f32;
+    const OFFSET: i32;
+    /// Four inputs of a column in a byte each, or eight in half a byte each.
+    const HALVES: bool;
+
+    /// Bytes of a group of a panel: the weights, then a bf16 scale for each column.
+    const GROUP_BYTES: usize = Self::WEIGHT_BYTES + PANEL * 2;
+    const WEIGHT_BYTES: usize = Self::GROUP * PANEL / if Self::HALVES { 2 } else { 1 };
+}
+
+#[derive(Clone, Copy, Default)]
+pub struct Int8;
+
+impl Quantized for Int8 {
+    const GROUP: usize = 64;
+    const MAX: f32 = 127.0;
+    const OFFSET: i32 = 128;
+    const HALVES: bool = false;
+}
+
+#[derive(Clone, Copy, Default)]
+pub struct Int4;
+
+impl Quantized for Int4 {
+    const GROUP: usize = 32;
+    const MAX: f32 = 7.0;
+    const OFFSET: i32 = 8;
+    const HALVES: bool = true;
+}
+
+pub fn panel_bytes<Q: Quantized>(in_features: usize) -> usize {
+    in_features.div_ceil(Q::GROUP) * Q::GROUP_BYTES
+}
+
+/// Where the weight of an input is in its group of a column: byte, and whether it is the upper half.
+fn place<Q: Quantized>(input: usize, column: usize) -> (usize, bool) {
+    let quad = input / 4;
+    let row = if Q::HALVES { quad / 2 } else { quad };
+    (
+        (row * PANEL + column) * 4 + input % 4,
+        Q::HALVES && quad % 2 == 1,
+    )
+}
+
+/// Packs one column of a panel that is zero. `weights` are the bf16 of all inputs.
+///
+/// # Safety
+/// `panel` has `panel_bytes`, and `column` is below `PANEL`.
+pub unsafe fn pack_column<Q: Quantized>(weights: &[u16], panel: *mut u8, column: usize) {
+    for (group, weights) in weights.chunks(Q::GROUP).enumerate() {
+        let to = panel.add(group * Q::GROUP_BYTES);
+        let scale = best_scale::<Q>(weights);
+        *to.add(Q::WEIGHT_BYTES).cast::<u16>().add(column) = bf16::from_f32(scale);
+        for input in 0..Q::GROUP {
+            let weight = weights.get(input).map_or(0.0, |bits| bf16::to_f32(*bits));
+            let (byte, is_upper) = place::<Q>(input, column);
+            let value = (round::<Q>(weight, scale) as i32 + Q::OFFSET) as u8;
+            *to.add(byte) |= if is_upper { value << 4 } else { value };
+        }
+    }
+}
+
+fn round<Q: Quantized>(weight: f32, scale: f32) -> f32 {
+    if scale == 0.0 {
+        0.0
+    } else {
+        (weight / scale).round_ties_even().clamp(-Q::MAX, Q::MAX)
+    }
+}
+
+/// The scale, a bf16, that loses least. With few steps it pays to let the largest weights be cut off a little.
+fn best_scale<Q: Quantized>(weights: &[u16]) -> f32 {
+    let largest = weights
+        .iter()
+        .map(|bits| bf16::to_f32(*bits).abs())
+        .fold(0.0, f32::max);
+    let candidates: &[f32] = if Q::HALVES {
+        &[1.0, 0.95, 0.9, 0.85, 0.8, 0.75]
+    } else {
+        &[1.0]
+    };
+    let scales = candidates
+        .iter()
+        .map(|part| bf16::to_f32(bf16::from_f32(largest / Q::MAX * part)));
+    let loss = |scale: f32| -> f32 {
+        let losses = weights.iter().map(|bits| {
+            let weight = bf16::to_f32(*bits);
+            weight - round::<Q>(weight, scale) * scale
+        });
+        losses.map(|loss| loss * loss).sum()
+    };
+    scales
+        .min_by(|a, b| loss(*a).total_cmp(&loss(*b)))
+        .unwrap_or(0.0)
+}
+
+/// One weight of a packed panel.
+///
+/// # Safety
+/// As `pack_column`.
+pub unsafe fn unpack<Q: Quantized>(panel: *const u8, input: usize, column: usize) -> f32 {
+    let from = panel.add(input / Q::GROUP * Q::GROUP_BYTES);
+    let (byte, is_upper) = place::<Q>(input % Q::GROUP, column);
+    let value = match (Q::HALVES, is_upper) {
+        (false, _) => *from.add(byte),
+        (true, false) => *from.add(byte) & 15,
+        (true, true) => *from.add(byte) >> 4,
+    };
+    let scale = bf16::to_f32(*from.add(Q::WEIGHT_BYTES).cast::<u16>().add(column));
+    (i32::from(value) - Q::OFFSET) as f32 * scale
+}
+
+/// A group of a packed row of activations: the quads, with room for those of any instruction set, then these.
+#[repr(C)]
+struct Footer {
+    scale: f32,
+    /// What the offset of the weights adds to a sum, with the sign turned around.
+    correction: i32,
+    unused: [u32; 14],
+}
+
+const fn group_row_bytes(group: usize) -> usize {
+    group * 2 + size_of::<Footer>()
+}
+
+#[derive(Clone, Copy, Default)]
+pub struct QuantizedProducts<Q>(std::marker::PhantomData<Q>);
+
+impl<Q: Quantized> Products for QuantizedProducts<Q> {
+    fn row_bytes(in_features: usize) -> usize {
+        in_features.div_ceil(Q::GROUP) * group_row_bytes(Q::GROUP)
+    }
+
+    #[inline(always)]
+    fn rows<S: Simd>(num_panels: usize) -> usize {
+        (S::ROWS[num_panels - 1] / 2).max(1) // each sum takes two registers, one of integers
+    }
+
+    #[inline(always)]
+    unsafe fn pack_row<S: Simd>(from: *const f32, in_features: usize, to: *mut u8) {
+        let mut values = [0_f32; 64];
+        let mut rounded = [0_i8; 64];
+        for group in 0..in_features.div_ceil(Q::GROUP) {
+            let start = group * Q::GROUP;
+            let count = (in_features - start).min(Q::GROUP);
+            std::ptr::copy_nonoverlapping(from.add(start), values.as_mut_ptr(), count);
+            values[count..].fill(0.0);
+            let mut largest = S::splat(0.0);
+            for n in (0..Q::GROUP).step_by(LANES) {
+                largest = S::max(largest, S::abs(S::load(values.as_ptr().add(n))));
+            }
+            let largest = S::max_lane(largest);
+            // NaN and infinity must not vanish in the rounding: the scale carries them into every sum.
+            let sum: f32 = values[..Q::GROUP].iter().sum();
+            let scale = if sum.is_finite() {
+                largest / 127.0
+            } else {
+                f32::NAN
+            };
+            let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+            for n in (0..Q::GROUP).step_by(LANES) {
+                let value = S::mul(S::load(values.as_ptr().add(n)), S::splat(inverse));
+                let value = S::min(S::max(value, S::splat(-127.0)), S::splat(127.0));
+                S::store_i8(rounded.as_mut_ptr().add(n), value);
+            }
+            let to = to.add(group * group_row_bytes(Q::GROUP));
+            for quad in 0..Q::GROUP / 4 {
+                let four = [
+                    rounded[4 * quad],
+                    rounded[4 * quad + 1],
+                    rounded[4 * quad + 2],
+                    rounded[4 * quad + 3],
+                ];
+                *to.cast::<S::Quad>().add(quad) = S::quad(four);
+            }
+            let total: i32 = rounded[..Q::GROUP]
+                .iter()
+                .map(|value| i32::from(*value))
+                .sum();
+            let footer = to.add(Q::GROUP * 2).cast::<Footer>();
+            (*footer).scale = scale;
+            (*footer).correction = -Q::OFFSET * total;
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const M: usize, const N: usize>(tile: Tile) -> Sums<S::F32, M, N> {
+        let mut sums = [[[S::splat(0.0); VECTORS]; N]; M];
+        for group in 0..tile.in_features.div_ceil(Q::GROUP) {
+            let rows = tile.rows.add(group * group_row_bytes(Q::GROUP));
+            let panel = tile.panel.add(group * Q::GROUP_BYTES);
+            let mut integers = [[[S::splat_i32(0); VECTORS]; N]; M];
+            for m in 0..M {
+                let footer = &*rows.add(m * tile.row_bytes + Q::GROUP * 2).cast::<Footer>();
+                integers[m] = [[S::splat_i32(footer.correction); VECTORS]; N];
+            }
+            let bytes_per_quad = PANEL * 4;
+            let per_step = if Q::HALVES { 2 } else { 1 };
+            for step in 0..Q::GROUP / 4 / per_step {
+                for n in 0..N {
+                    for v in 0..VECTORS {
+                        let from =
+                            panel.add(n * tile.panel_bytes + step * bytes_per_quad + v * LANES * 4);
+                        if Q::HALVES {
+                            let [lower, upper] = S::load_half_quads(from);
+                            for m in 0..M {
+                                let quads =
+                                    rows.add(m * tile.row_bytes).cast::<S::Quad>().add(2 * step);
+                                let sum = S::multiply_quads(integers[m][n][v], lower, quads);
+                                integers[m][n][v] = S::multiply_quads(sum, upper, quads.add(1));
+                            }
+                        } else {
+                            let weights = S::load_quads(from);
+                            for m in 0..M {
+                                let quads =
+                                    rows.add(m * tile.row_bytes).cast::<S::Quad>().add(step);
+                                integers[m][n][v] =
+                                    S::multiply_quads(integers[m][n][v], weights, quads);
+                            }
+                        }
+                    }
+                }
+            }
+            for n in 0..N {
+                for v in 0..VECTORS {
+                    let scales = panel
+                        .add(n * tile.panel_bytes + Q::WEIGHT_BYTES)
+                        .cast::<u16>();
+                    let scales = S::load_bf16(scales.add(v * LANES));
+                    for m in 0..M {
+                        let footer = &*rows.add(m * tile.row_bytes + Q::GROUP * 2).cast::<Footer>();
+                        let scale = S::mul(scales, S::splat(footer.scale));
+                        sums[m][n][v] = S::fma(S::to_f32(integers[m][n][v]), scale, sums[m][n][v]);
+                    }
+                }
+            }
+        }
+        sums
+    }
+}
