@@ -1,33 +1,94 @@
-"""Chooses the attention implementation, once, at start."""
+"""Chooses the attention implementation, once, at start. Must not import what the chosen one does not need."""
 
 from __future__ import annotations
 
+import importlib.util
 from typing import TYPE_CHECKING
 
+import torch
+
+from text_gen_server.attention import flash_attn, torch_varlen
 from text_gen_server.attention.cpu import CpuAttention
 from text_gen_server.attention.reference import ReferenceAttention
 
 if TYPE_CHECKING:
-    import torch
-
     from text_gen_server.attention.interface import Attention
     from text_gen_server.config import ModelConfig
 
-NAMES = ("auto", "reference", "cpu")
+NAMES = ("auto", "reference", "cpu", "flash-attn", "torch-varlen", "triton")
+HALF_DTYPES = ("float16", "bfloat16")
+FLASH_CAPABILITY = (8, 0)  # Ampere
+LARGEST_FLASH_HEAD = 256
 
 
-def choose_attention(name: str | None, *, device: torch.device, config: ModelConfig) -> Attention:
+def choose_attention(
+    name: str | None, *, device: torch.device, config: ModelConfig, dtype: torch.dtype | None = None
+) -> Attention:
     """The implementation called `name`, or the fastest for `device` and `config` where it is None or "auto".
 
+    dtype: of the model; None = the one that its configuration names
     ValueError for an unknown name, and for one that does not run there.
     """
-    del config  # The two implementations there are can do all that a configuration can ask for.
     if name is None or name == "auto":
-        name = "cpu" if device.type == "cpu" else "reference"
+        name = "cpu" if device.type == "cpu" else _fastest_on_gpu(device, config, dtype)
     if name == "reference":
         return ReferenceAttention()
     if name == "cpu":
         if device.type != "cpu":
             raise ValueError(f"attention {name!r} does not run on {device.type}; use auto or reference")
         return CpuAttention()
+    if name in ("flash-attn", "torch-varlen"):
+        return _flash_attention(name, device, config, dtype)
+    if name == "triton":
+        return _triton_attention(device)
     raise ValueError(f"attention {name!r} is unknown; there are {', '.join(NAMES)}")
+
+
+def _fastest_on_gpu(device: torch.device, config: ModelConfig, dtype: torch.dtype | None) -> str:
+    if _why_not_flash(device, config, dtype) is None:
+        if flash_attn.is_installed():
+            return "flash-attn"
+        if torch_varlen.is_supported():
+            return "torch-varlen"
+    return "triton" if importlib.util.find_spec("triton") is not None else "reference"
+
+
+def _flash_attention(name: str, device: torch.device, config: ModelConfig, dtype: torch.dtype | None) -> Attention:
+    why_not = _why_not_flash(device, config, dtype)
+    if why_not is not None:
+        raise ValueError(f"attention {name!r} {why_not}; use auto, triton or reference")
+    if name == "flash-attn":
+        if not flash_attn.is_installed():
+            raise ValueError("attention 'flash-attn' needs the package flash-attn, which is not installed")
+        return flash_attn.FlashAttention()
+    if not torch_varlen.is_supported():
+        raise ValueError(f"attention 'torch-varlen' needs a newer PyTorch than {torch.__version__}")
+    return torch_varlen.TorchVarlenAttention()
+
+
+def _why_not_flash(device: torch.device, config: ModelConfig, dtype: torch.dtype | None) -> str | None:
+    """Why FlashAttention's kernels cannot serve this, or None where they can."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return "needs an NVIDIA GPU"
+    dtype_name = config.torch_dtype if dtype is None else str(dtype).removeprefix("torch.")
+    if dtype_name not in HALF_DTYPES:
+        return f"needs float16 or bfloat16, not {dtype_name}"
+    if config.head_dim > LARGEST_FLASH_HEAD or config.head_dim % 8 != 0:
+        return f"needs a head size of at most {LARGEST_FLASH_HEAD} that 8 divides, not {config.head_dim}"
+    if torch.cuda.get_device_capability(device) < FLASH_CAPABILITY:
+        return "needs a GPU of compute capability 8.0 or newer"
+    return None
+
+
+def _triton_attention(device: torch.device) -> Attention:
+    if importlib.util.find_spec("triton") is None:
+        raise ValueError("attention 'triton' needs the package triton, which is not installed")
+    from triton import knobs
+
+    from text_gen_server.attention.triton import TritonAttention
+
+    if device.type == "cpu":
+        if not knobs.runtime.interpret:
+            raise ValueError("attention 'triton' runs on cpu only in Triton's interpreter (TRITON_INTERPRET=1); use auto")
+        return TritonAttention(num_processors=1)
+    return TritonAttention(num_processors=torch.cuda.get_device_properties(device).multi_processor_count)

@@ -1,0 +1,43 @@
+"""What each kernel of this folder computes, in plain PyTorch on any device: slow and obviously right. The kernels are tested
+against it, and it serves where Triton does not run.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from text_gen_server.kernels.paged_attention import PagedKV, PagedRows, Scores
+
+
+def paged_attention(query: Tensor, kv: PagedKV, rows: PagedRows, scores: Scores) -> Tensor:
+    """See `paged_attention.paged_attention`. Reads lengths on the host."""
+    output = torch.zeros_like(query, memory_format=torch.contiguous_format)
+    starts, kv_lens = rows.query_start.tolist(), rows.kv_lens.tolist()
+    for row, kv_len in enumerate(kv_lens):
+        part = slice(starts[row], starts[row + 1])
+        if part.start < part.stop and kv_len > 0:
+            blocks = rows.block_tables[row, : -(-kv_len // kv.key.shape[1])].long()
+            key, value = (cache[blocks].flatten(0, 1)[:kv_len].double() for cache in (kv.key, kv.value))
+            output[part] = _attend_row(query[part], key * kv.key_scale, value * kv.value_scale, scores)
+    return output
+
+
+def _attend_row(query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
+    """query: [Q, H, D]; key, value: [K, KH, D] float64; the queries are the last Q of the K tokens -> [Q, H, D]"""
+    group = query.shape[1] // key.shape[1]
+    key, value = (tensor.repeat_interleave(group, dim=1) for tensor in (key, value))
+    score = torch.einsum("qhd,khd->hqk", query.double(), key) * scores.scale
+    if scores.soft_cap is not None:
+        score = scores.soft_cap * (score / scores.soft_cap).tanh()
+    key_position = torch.arange(len(key), device=query.device)
+    query_position = key_position[-len(query) :].unsqueeze(-1)
+    is_seen = key_position <= query_position
+    if scores.sliding_window is not None:
+        is_seen &= key_position > query_position - scores.sliding_window
+    weights = score.masked_fill(~is_seen, float("-inf")).softmax(dim=-1)
+    return torch.einsum("hqk,khd->qhd", weights, value).to(query.dtype)
