@@ -7,11 +7,51 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from text_gen_server.kernels.paged_attention import PagedKV, PagedRows, Scores
+    from text_gen_server.kernels.rotary import HeadNorm, TokenPlaces
+
+
+def add_rms_norm(hidden: Tensor, residual: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """See `norm.add_rms_norm`."""
+    return rms_norm(residual.add_(hidden), weight, epsilon)
+
+
+def rms_norm(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """See `norm.rms_norm`."""
+    return F.rms_norm(hidden, weight.shape, weight, epsilon)
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """See `activation.silu_mul`."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def rotate_and_write_kv(heads: Tensor, places: TokenPlaces, kv: PagedKV, norm: HeadNorm | None = None) -> Tensor:
+    """See `rotary.rotate_and_write_kv`. Reads the slots on the host."""
+    num_kv_heads, head_dim = kv.key.shape[2], heads.shape[2]
+    num_rotated = heads.shape[1] - num_kv_heads
+    query_key = heads[:, :num_rotated]
+    if norm is not None:
+        query_key = F.rms_norm(query_key, (head_dim,), None, norm.epsilon) * norm.weight
+    rotated = query_key * places.cos + query_key.roll(head_dim // 2, -1) * places.sin
+    query = heads[:, : num_rotated - num_kv_heads]
+    query.copy_(rotated[:, : num_rotated - num_kv_heads])
+    kept = (places.slot_mapping >= 0).nonzero().squeeze(1)
+    slots = places.slot_mapping[kept]
+    written = (
+        (kv.key, rotated[:, num_rotated - num_kv_heads :], kv.key_scale),
+        (kv.value, heads[:, num_rotated:], kv.value_scale),
+    )
+    for cache, new, scale in written:
+        limit = torch.finfo(cache.dtype).max
+        cache.flatten(0, 1)[slots] = (new[kept].float() / scale).clamp(-limit, limit).to(cache.dtype)
+    return query
 
 
 def paged_attention(query: Tensor, kv: PagedKV, rows: PagedRows, scores: Scores) -> Tensor:
