@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import triton
-from text_gen_server.kernels import activation, norm, paged_attention, rotary
+from text_gen_server.kernels import activation, norm, paged_attention, rotary, sampler
 from text_gen_server.kernels.paged_attention import PagedKV, PagedRows, Scores
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
@@ -25,6 +25,7 @@ KERNELS: dict[ModuleType, tuple[str, ...]] = {
     norm: ("_add_rms_norm",),
     paged_attention: ("_attend_tile", "_join_splits"),
     rotary: ("_rotate_and_write",),
+    sampler: ("_choose", "_collect_largest", "_count_tokens", "_penalize"),
 }
 POINTERS = {
     torch.float64: "*fp64",
@@ -81,23 +82,20 @@ def ints(*shape: int) -> Tensor:
     return empty(*shape, dtype=torch.int32)
 
 
-def attention(
-    head_dim: int, group: int, query_len: int, dtypes: tuple[torch.dtype, torch.dtype], soft_cap: float | None
-) -> None:
-    dtype, kv_dtype = dtypes
+def attention(head_dim: int, group: int, query_len: int, dtype: torch.dtype, kv_dtype: torch.dtype) -> None:
     kv = PagedKV(*(empty(9, 16, 2, head_dim, dtype=kv_dtype) for _ in range(2)))
     rows = PagedRows(ints(5), ints(4), ints(4, 8), query_len)
-    scores = Scores(0.1, sliding_window=100, soft_cap=soft_cap)
+    scores = Scores(0.1, sliding_window=100, soft_cap=30.0 if head_dim == 96 else None)
     query = empty(4 * query_len, 2 * group, head_dim, dtype=dtype)
     paged_attention.paged_attention(query, kv, rows, scores, num_splits=8 if query_len == 1 else 1)
 
 
 def everything() -> None:
     half, fp8 = torch.bfloat16, torch.float8_e4m3fn
-    attention(128, 4, 1, (half, half), None)
-    attention(128, 4, 100, (half, half), None)
-    attention(96, 7, 1, (half, fp8), 30.0)
-    attention(256, 16, 100, (torch.float16, torch.float16), None)
+    attention(128, 4, 1, half, half)
+    attention(128, 4, 100, half, half)
+    attention(96, 7, 1, half, fp8)
+    attention(256, 16, 100, torch.float16, torch.float16)
     norm.add_rms_norm(empty(3, 4096), empty(3, 4096), empty(4096), 1e-5)
     norm.rms_norm(empty(3, 65536), empty(65536), 1e-5)
     activation.silu_mul(empty(3, 28672))
@@ -105,6 +103,14 @@ def everything() -> None:
     for kv_dtype, head_norm in ((half, None), (fp8, rotary.HeadNorm(empty(40, 128), 1e-6))):
         kv = PagedKV(*(empty(9, 16, 8, 128, dtype=kv_dtype) for _ in range(2)))
         rotary.rotate_and_write_kv(empty(3, 48, 128), places, kv, head_norm)
+    logits = empty(3, 128256, dtype=torch.float32)
+    parameters = sampler.DrawParameters(empty(3, 4, dtype=torch.float32), empty(3, 4, dtype=torch.int64))
+    for allowed in (None, ints(3, 4008)):
+        sampler.choose_tokens(logits, logits, parameters, allowed)
+        sampler.most_likely(logits, 5, allowed)
+    longs = empty(3, dtype=torch.int64)
+    counts = sampler.count_tokens(empty(3, 100, dtype=torch.int64), longs, longs, 128256)
+    sampler.penalize_(logits, longs, counts, empty(3, 3, dtype=torch.float32))
 
 
 if __name__ == "__main__":
