@@ -53,9 +53,17 @@ class Compiled:
     def compile(self, *arguments: Any, **constants: Any) -> None:
         options = {name: constants.pop(name) for name in OPTIONS if name in constants}
         named = dict(zip(self.kernel.arg_names, arguments, strict=False))
-        signature = {name: type_of(value) for name, value in named.items()}
-        signature |= dict.fromkeys(constants, "constexpr")
-        compiled = triton.compile(ASTSource(self.kernel, signature, constants), target=TARGET, options=options)
+        # A launch does the same: it makes a constant of 1, and tells which pointers and numbers 16 divides.
+        ones = {name: value for name, value in named.items() if isinstance(value, int) and value == 1}
+        constants = {**constants, **ones}
+        signature = {name: "constexpr" if name in constants else type_of(named[name]) for name in self.kernel.arg_names}
+        attributes = {
+            (index,): [["tt.divisibility", 16]]
+            for index, value in enumerate(arguments)
+            if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0 and value != 1)
+        }
+        source = ASTSource(self.kernel, signature, constants, attributes)
+        compiled = triton.compile(source, target=TARGET, options=options)
         name, shared = self.kernel.__name__, compiled.metadata.shared
         assert shared <= SHARED_MEMORY_BYTES, f"{name} needs {shared} bytes of shared memory"
         print(name, len(compiled.asm["cubin"]), "bytes,", shared, "shared", constants)
@@ -84,9 +92,10 @@ def ints(*shape: int) -> Tensor:
 
 def attention(head_dim: int, group: int, query_len: int, dtype: torch.dtype, kv_dtype: torch.dtype) -> None:
     kv = PagedKV(*(empty(9, 16, 2, head_dim, dtype=kv_dtype) for _ in range(2)))
-    rows = PagedRows(ints(5), ints(4), ints(4, 8), query_len)
+    num_rows = 1 if query_len == 1 else 4
+    rows = PagedRows(ints(num_rows + 1), ints(num_rows), ints(num_rows, 8), query_len)
     scores = Scores(0.1, sliding_window=100, soft_cap=30.0 if head_dim == 96 else None)
-    query = empty(4 * query_len, 2 * group, head_dim, dtype=dtype)
+    query = empty(num_rows * query_len, 2 * group, head_dim, dtype=dtype)
     paged_attention.paged_attention(query, kv, rows, scores, num_splits=8 if query_len == 1 else 1)
 
 

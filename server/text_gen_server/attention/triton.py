@@ -35,6 +35,7 @@ class PreparedTriton:
         self.kv_cache = kv_cache
         self.num_processors = num_processors
         self.max_kv_len = max(metadata.kv_lens_host)
+        self.num_splits: dict[int | None, int] = {}  # by sliding window, the same for all layers that have it
         self.rows = PagedRows(
             query_start=metadata.query_start,
             kv_lens=metadata.kv_lens,
@@ -44,12 +45,14 @@ class PreparedTriton:
 
     def attend(self, layer: int, query: Tensor, sliding_window: int | None) -> Tensor:
         kv = PagedKV(self.kv_cache.keys[layer], self.kv_cache.values[layer])
-        num_splits = choose_num_splits(
-            query,
-            kv,
-            self.rows,
-            max_seen_len=min(self.max_kv_len, sliding_window or self.max_kv_len),
-            num_processors=self.num_processors,
-        )
+        num_splits = self.num_splits.get(sliding_window)
+        if num_splits is None:
+            num_splits = self.num_splits[sliding_window] = choose_num_splits(
+                query,
+                kv,
+                self.rows,
+                max_seen_len=min(self.max_kv_len, sliding_window or self.max_kv_len),
+                num_processors=self.num_processors,
+            )
         scores = Scores(query.shape[-1] ** -0.5, sliding_window)
         return paged_attention(query, kv, self.rows, scores, num_splits=num_splits)
