@@ -184,6 +184,11 @@ def test_a_tiny_temperature_is_greedy_and_does_not_overflow() -> None:
     assert check(logits, [row(replace(SAMPLED, temperature=1e-37))] * 2).token_ids.tolist() == logits.argmax(-1).tolist()
 
 
+def test_banning_every_token_still_draws_as_the_reference_does() -> None:
+    parameters = replace(SAMPLED, min_new_tokens=2, end_token_ids=tuple(range(V)), top_p=0.9)
+    check(random_logits(2), [row(replace(parameters, seed=seed)) for seed in range(2)])
+
+
 def test_rows_together_are_rows_alone() -> None:
     logits = random_logits(3)
     rows = [row(replace(SAMPLED, top_k=9)), row(replace(SAMPLED, typical_p=0.4)), row(GREEDY)]
