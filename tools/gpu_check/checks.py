@@ -54,6 +54,10 @@ def check_attention_kernel(scale: Scale, device: torch.device) -> Iterator[Check
             expected = plain.paged_attention(query, kv, rows, scores)
             output = paged_attention.paged_attention(query, kv, rows, scores, num_splits=num_splits)
             yield _compare(f"paged attention, head size {head_dim}, {num_splits} splits", output, expected)
+    query, kv, rows = _paged_case(64, 16, scale.dtype, device)
+    kv = PagedKV(kv.key.to(torch.float8_e4m3fn), kv.value.to(torch.float8_e4m3fn), key_scale=0.5, value_scale=2.0)
+    expected = plain.paged_attention(query, kv, rows, Scores(0.1))
+    yield _compare("paged attention, fp8 KV", paged_attention.paged_attention(query, kv, rows, Scores(0.1)), expected)
 
 
 def check_fused_kernels(scale: Scale, device: torch.device) -> Iterator[Check]:

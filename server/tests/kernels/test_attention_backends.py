@@ -2,7 +2,10 @@
 with the package replaced by a fake that does what the package's documentation says.
 """
 
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -243,7 +246,7 @@ def test_what_is_not_there_is_refused_with_a_reason(
     with pytest.raises(ValueError, match="needs an NVIDIA GPU"):
         choose_attention("torch-varlen", device=CPU, config=half_config)
     packages(flash=False, varlen=False)
-    with pytest.raises(ValueError, match="needs the package flash-attn, which is not installed"):
+    with pytest.raises(ValueError, match="needs the package flash-attn, which is not installed for this PyTorch"):
         choose_attention("flash-attn", device=CUDA, config=half_config)
     with pytest.raises(ValueError, match="needs a newer PyTorch than"):
         choose_attention("torch-varlen", device=CUDA, config=half_config)
@@ -251,6 +254,24 @@ def test_what_is_not_there_is_refused_with_a_reason(
     with pytest.raises(ValueError, match="needs the package triton, which is not installed"):
         choose_attention("triton", device=CUDA, config=half_config)
     assert choose_attention("auto", device=CUDA, config=half_config).name == "reference"
+
+
+def test_a_package_built_for_another_pytorch_is_not_used(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def undefined_symbol(_name: str) -> None:
+        raise ImportError("undefined symbol")
+
+    monkeypatch.setattr(flash_attn.importlib.util, "find_spec", lambda _name: object())
+    monkeypatch.setattr(flash_attn.importlib, "import_module", undefined_symbol)
+    assert not flash_attn.is_installed()
+    assert "flash-attn is installed, but cannot be used: undefined symbol" in caplog.text
+
+
+def test_a_cpu_installation_needs_no_triton() -> None:
+    blocked = "import sys; sys.modules['triton'] = None; import text_gen_server.runner, text_gen_server.shard"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    subprocess.run([sys.executable, "-c", blocked], env=environment, check=True)
 
 
 def test_the_installed_pytorch_is_looked_at() -> None:

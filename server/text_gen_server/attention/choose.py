@@ -59,7 +59,7 @@ def _flash_attention(name: str, device: torch.device, config: ModelConfig, dtype
         raise ValueError(f"attention {name!r} {why_not}; use auto, triton or reference")
     if name == "flash-attn":
         if not flash_attn.is_installed():
-            raise ValueError("attention 'flash-attn' needs the package flash-attn, which is not installed")
+            raise ValueError("attention 'flash-attn' needs the package flash-attn, which is not installed for this PyTorch")
         return flash_attn.FlashAttention()
     if not torch_varlen.is_supported():
         raise ValueError(f"attention 'torch-varlen' needs a newer PyTorch than {torch.__version__}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,12 +23,22 @@ if TYPE_CHECKING:
     from text_gen_server.attention.metadata import AttentionMetadata
     from text_gen_server.kv_cache import KVCache
 
+log = logging.getLogger("text_gen_server")
+
 # The package's paged kernels refuse blocks that are not a multiple of it.
 BLOCK_MULTIPLE = 256
 
 
 def is_installed() -> bool:
-    return importlib.util.find_spec("flash_attn") is not None
+    """Whether the package is there and fits the installed PyTorch."""
+    if importlib.util.find_spec("flash_attn") is None:
+        return False
+    try:
+        importlib.import_module("flash_attn")
+    except ImportError as error:
+        log.warning("flash-attn is installed, but cannot be used: %s", error)
+        return False
+    return True
 
 
 def window_of(sliding_window: int | None) -> tuple[int, int]:

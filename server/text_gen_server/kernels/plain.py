@@ -50,8 +50,13 @@ def rotate_and_write_kv(heads: Tensor, places: TokenPlaces, kv: PagedKV, norm: H
     )
     for cache, new, scale in written:
         limit = torch.finfo(cache.dtype).max
-        cache.flatten(0, 1)[slots] = (new[kept].float() / scale).clamp(-limit, limit).to(cache.dtype)
+        _bits(cache).flatten(0, 1)[slots] = _bits((new[kept].float() / scale).clamp(-limit, limit).to(cache.dtype))
     return query
+
+
+def _bits(cache: Tensor) -> Tensor:
+    """Where elements have 8 bits, the same memory as uint8: not every PyTorch indexes float8 on every device."""
+    return cache.view(torch.uint8) if cache.element_size() == 1 else cache
 
 
 def paged_attention(query: Tensor, kv: PagedKV, rows: PagedRows, scores: Scores) -> Tensor:
@@ -62,7 +67,9 @@ def paged_attention(query: Tensor, kv: PagedKV, rows: PagedRows, scores: Scores)
         part = slice(starts[row], starts[row + 1])
         if part.start < part.stop and kv_len > 0:
             blocks = rows.block_tables[row, : -(-kv_len // kv.key.shape[1])].long()
-            key, value = (cache[blocks].flatten(0, 1)[:kv_len].double() for cache in (kv.key, kv.value))
+            key, value = (
+                _bits(cache)[blocks].view(cache.dtype).flatten(0, 1)[:kv_len].double() for cache in (kv.key, kv.value)
+            )
             output[part] = _attend_row(query[part], key * kv.key_scale, value * kv.value_scale, scores)
     return output
 
