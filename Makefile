@@ -15,7 +15,7 @@ PYTHON_CODE := server integration-tests tools docs
 RUST_SOURCES := Cargo.toml Cargo.lock $(shell find kernels launcher programs router -name '*.rs' -o -name 'Cargo.toml')
 PACKAGING := pyproject.toml $(wildcard tools/*.py) $(shell find programs/text_gen.data -type f) proto/shard.proto
 
-.PHONY: help serve install test test-rust test-python test-integration test-clients lint fmt proto clean
+.PHONY: help serve install test test-rust test-python test-integration test-clients gpu-check lint fmt proto clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -38,6 +38,9 @@ test-integration: $(VENV)/.installed $(VENV)/.dev ## real processes, real HTTP
 
 test-clients: $(VENV)/.installed $(CLIENTS_VENV)/.installed ## litellm and langchain, in an environment of their own
 	LITELLM_LOCAL_MODEL_COST_MAP=True $(CLIENTS_VENV)/bin/python -m pytest integration-tests/more_clients --confcutdir integration-tests/more_clients
+
+gpu-check: $(VENV)/.runtime ## check the GPU path on the GPU at hand, then measure it (docs/gpu.md)
+	PYTHONPATH=server:tools $(BIN)/python -m gpu_check $(ARGS)
 
 lint: $(VENV)/.installed $(VENV)/.dev ## formatting, lints, types, import rules
 	cargo fmt --all --check

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from text_gen_server.attention.choose import choose_attention
+from text_gen_server.attention.native import NativeAttention
 from text_gen_server.config import ModelConfig, model_fingerprint
 from text_gen_server.distributed import TensorParallel
 from text_gen_server.kv_cache import KVCache
@@ -75,6 +76,8 @@ class Shard:
         # One pool of threads has the cores. PyTorch's would wait for its next work in a loop, beside a kernel of ours.
         torch.set_num_threads(1 if self.ops.name == NativeOps.name else options.num_threads)
         self.attention = choose_attention(options.attention, device=self.device, dtype=self.dtype, config=config)
+        if (self.ops.name == NativeOps.name) != (self.attention.name == NativeAttention.name):
+            raise ValueError(f"attention {self.attention.name!r} does not fit the operations of {self.dtype} here; use auto")
         self.tensor_parallel = _join_ranks(options, self.device)
         self.model = load_model(
             options.model_dir,

@@ -1,0 +1,127 @@
+"""Compiles every kernel to machine code of an H200 without one: a program of its own, because it must not be interpreted.
+
+    python compile_all.py
+
+Each kernel is launched by its own function on tensors without memory; what would be launched is compiled instead.
+"""
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+import triton
+from text_gen_server.triton_kernels import activation, norm, paged_attention, rotary, sampler
+from text_gen_server.triton_kernels.paged_attention import PagedKV, PagedRows, Scores
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+TARGET = GPUTarget("cuda", 90, 32)
+SHARED_MEMORY_BYTES = 227 * 1024  # of a program on Hopper
+KERNELS: dict[ModuleType, tuple[str, ...]] = {
+    activation: ("_silu_mul",),
+    norm: ("_add_rms_norm",),
+    paged_attention: ("_attend_tile", "_join_splits"),
+    rotary: ("_rotate_and_write",),
+    sampler: ("_choose", "_collect_largest", "_count_tokens", "_penalize"),
+}
+POINTERS = {
+    torch.float64: "*fp64",
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float8_e4m3fn: "*fp8e4nv",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+    torch.bool: "*i1",
+}
+OPTIONS = ("num_warps", "num_stages")
+
+
+class Compiled:
+    """Stands where a kernel stood."""
+
+    def __init__(self, kernel: JITFunction[Any]) -> None:
+        self.kernel = kernel
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        assert all(size > 0 for size in grid)
+        return self.compile
+
+    def compile(self, *arguments: Any, **constants: Any) -> None:
+        options = {name: constants.pop(name) for name in OPTIONS if name in constants}
+        named = dict(zip(self.kernel.arg_names, arguments, strict=False))
+        # A launch does the same: it makes a constant of 1, and tells which pointers and numbers 16 divides.
+        ones = {name: value for name, value in named.items() if isinstance(value, int) and value == 1}
+        constants = {**constants, **ones}
+        signature = {name: "constexpr" if name in constants else type_of(named[name]) for name in self.kernel.arg_names}
+        attributes = {
+            (index,): [["tt.divisibility", 16]]
+            for index, value in enumerate(arguments)
+            if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0 and value != 1)
+        }
+        source = ASTSource(self.kernel, signature, constants, attributes)
+        compiled = triton.compile(source, target=TARGET, options=options)
+        name, shared = self.kernel.__name__, compiled.metadata.shared
+        assert shared <= SHARED_MEMORY_BYTES, f"{name} needs {shared} bytes of shared memory"
+        print(name, len(compiled.asm["cubin"]), "bytes,", shared, "shared", constants)
+
+
+def type_of(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return POINTERS[value.dtype]
+    return "fp32" if isinstance(value, float) else "i32"
+
+
+def replace_kernels() -> None:
+    """From now on the launches of KERNELS compile. A kernel that is not listed fails for want of a GPU."""
+    for module, names in KERNELS.items():
+        for name in names:
+            setattr(module, name, Compiled(getattr(module, name)))
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def ints(*shape: int) -> Tensor:
+    return empty(*shape, dtype=torch.int32)
+
+
+def attention(head_dim: int, group: int, query_len: int, dtype: torch.dtype, kv_dtype: torch.dtype) -> None:
+    kv = PagedKV(*(empty(9, 16, 2, head_dim, dtype=kv_dtype) for _ in range(2)))
+    num_rows = 1 if query_len == 1 else 4
+    rows = PagedRows(ints(num_rows + 1), ints(num_rows), ints(num_rows, 8), query_len)
+    scores = Scores(0.1, sliding_window=100, soft_cap=30.0 if head_dim == 96 else None)
+    query = empty(num_rows * query_len, 2 * group, head_dim, dtype=dtype)
+    paged_attention.paged_attention(query, kv, rows, scores, num_splits=8 if query_len == 1 else 1)
+
+
+def everything() -> None:
+    half, fp8 = torch.bfloat16, torch.float8_e4m3fn
+    attention(128, 4, 1, half, half)
+    attention(128, 4, 100, half, half)
+    attention(96, 7, 1, half, fp8)
+    attention(256, 16, 100, torch.float16, torch.float16)
+    norm.add_rms_norm(empty(3, 4096), empty(3, 4096), empty(4096), 1e-5)
+    norm.rms_norm(empty(3, 65536), empty(65536), 1e-5)
+    activation.silu_mul(empty(3, 28672))
+    places = rotary.TokenPlaces(empty(3, 1, 128), empty(3, 1, 128), empty(3, dtype=torch.int64))
+    for kv_dtype, head_norm in ((half, None), (fp8, rotary.HeadNorm(empty(40, 128), 1e-6))):
+        kv = PagedKV(*(empty(9, 16, 8, 128, dtype=kv_dtype) for _ in range(2)))
+        rotary.rotate_and_write_kv(empty(3, 48, 128), places, kv, head_norm)
+    logits = empty(3, 128256, dtype=torch.float32)
+    parameters = sampler.DrawParameters(empty(3, 4, dtype=torch.float32), empty(3, 4, dtype=torch.int64))
+    for allowed in (None, ints(3, 4008)):
+        sampler.choose_tokens(logits, logits, parameters, allowed)
+        sampler.most_likely(logits, 5, allowed)
+    longs = empty(3, dtype=torch.int64)
+    counts = sampler.count_tokens(empty(3, 100, dtype=torch.int64), longs, longs, 128256)
+    sampler.penalize_(logits, longs, counts, empty(3, 3, dtype=torch.float32))
+
+
+if __name__ == "__main__":
+    replace_kernels()
+    everything()

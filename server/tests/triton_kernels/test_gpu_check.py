@@ -1,0 +1,97 @@
+"""`make gpu-check` runs as far as a CPU can, says what failed, and computes its rooflines right."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from gpu_check import __main__ as gpu_check
+from gpu_check import checks
+from gpu_check.report import Check, Measurement, render
+from gpu_check.rooflines import StepCost, decode_cost, layer_parameters, least_seconds, prefill_cost
+from gpu_check.scale import DRY, REAL
+from text_gen_server.attention.reference import PreparedReference
+from torch import Tensor
+
+CPU = torch.device("cpu")
+
+
+def test_a_dry_run_checks_and_measures_everything(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = replace(DRY, decode_batches=(2,), decode_contexts=(18,), prefill_len=20, num_repeats=1)
+    monkeypatch.setattr(gpu_check, "DRY", small)
+    assert gpu_check.main(["--dry-run", "--output", str(tmp_path / "report.md")]) == 0
+    report = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert report in capsys.readouterr().out
+    assert "**failed**" not in report
+    for expected in (
+        "| paged attention, head size 64, 4 splits | passed |",
+        "| attention triton | passed | largest error",
+        "| attention torch-varlen | passed | not here: attention 'torch-varlen' needs an NVIDIA GPU",
+        "| greedy tokens of graphs and of eager steps | passed |",
+        "| copy |",
+        "| decode, batch 2, context 18, triton |",
+        "| prefill of 20 tokens, triton |",
+        "| host, batch 2, context 18, triton |",
+        "| sampler, 2 rows, top_p 0.9 |",
+    ):
+        assert expected in report
+
+
+def test_nothing_is_measured_where_a_check_failed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> Iterator[Check]:
+        yield Check("logits", False, "they differ")
+
+    monkeypatch.setattr(gpu_check, "run_checks", failing)
+    monkeypatch.setattr(gpu_check, "run_measures", lambda *_: pytest.fail("measured"))
+    assert gpu_check.main(["--dry-run"]) == 1
+    captured = capsys.readouterr()
+    assert "| logits | **failed** | they differ |" in captured.out
+    assert "nothing was measured: logits failed" in captured.err
+
+
+@pytest.mark.parametrize("spoil", [lambda output: output + 0.1, lambda output: output * float("nan")])
+def test_an_implementation_that_differs_is_found(spoil: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    attend = PreparedReference.attend
+
+    def wrong(self: PreparedReference, layer: int, query: Tensor, window: int | None) -> Tensor:
+        output: Tensor = spoil(attend(self, layer, query, window))  # type: ignore[operator]
+        return output
+
+    monkeypatch.setattr(PreparedReference, "attend", wrong)
+    monkeypatch.setattr(checks, "IMPLEMENTATIONS", ("reference",))
+    assert [check.passed for check in checks.check_implementations(DRY, CPU)] == [False]
+
+
+def test_without_a_gpu_it_says_what_to_do(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        gpu_check.main([])
+    assert "there is no GPU; see --dry-run" in capsys.readouterr().err
+
+
+def test_the_roofline_of_an_8b_llama_is_that_of_its_published_sizes() -> None:
+    embedding = REAL.model.vocab_size * REAL.model.hidden_size
+    norms = (2 * REAL.model.num_layers + 1) * REAL.model.hidden_size
+    assert REAL.model.num_layers * layer_parameters(REAL.model) + 2 * embedding + norms == 8_030_261_248
+    cost = decode_cost(REAL.model, batch=1, context=1024, element_bytes=2)
+    assert cost.moved_bytes == 2 * (8_030_261_248 - embedding - norms) + 1024 * 131072
+    assert decode_cost(REAL.model, batch=256, context=8192, element_bytes=2).moved_bytes > 256 * 8192 * 131072
+    assert prefill_cost(REAL.model, num_tokens=8192, element_bytes=2).flops == pytest.approx(
+        2 * 6.98e9 * 8192 + 17.6e12, rel=0.01
+    )
+
+
+def test_a_step_takes_as_long_as_the_slower_of_moving_and_computing() -> None:
+    cost = StepCost(moved_bytes=100, flops=1000)
+    assert least_seconds(cost, bytes_per_second=10, flops_per_second=1000) == 10
+    assert least_seconds(cost, bytes_per_second=1000, flops_per_second=10) == 100
+
+
+def test_the_report_is_a_table() -> None:
+    report = render({"device": "none"}, [Check("a", True, "b")], [Measurement("copy", "4 TB/s", "x")])
+    assert report.splitlines()[0] == "- device: none"
+    assert "| a | passed | b |" in report
+    assert "| copy | 4 TB/s | x |" in report

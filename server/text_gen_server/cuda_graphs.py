@@ -1,0 +1,248 @@
+"""Replays decode steps from CUDA graphs, so that a step costs the host one launch instead of hundreds.
+
+A graph computes a fixed number of rows from fixed memory. So a batch is padded to the next captured size: what a graph reads
+lies in persistent buffers, every row of which is either written for this step or empty, and an empty row reads no block and
+writes to slot -1. Must never replay on inputs of an earlier step, and never change what a step computes.
+"""
+
+from __future__ import annotations
+
+import logging
+from bisect import bisect_left
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from text_gen_server.attention.metadata import AttentionMetadata
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from torch import Tensor
+
+    from text_gen_server.kv_cache import KVCache
+    from text_gen_server.models.causal_lm import CausalLM
+    from text_gen_server.weights import WantedTensor
+
+log = logging.getLogger("text_gen_server")
+
+SMALL_SIZES = (1, 2, 4)
+SIZE_STEP = 8
+LARGEST_DEFAULT_SIZE = 256
+
+
+class Graph(Protocol):
+    """A captured computation."""
+
+    @property
+    def output(self) -> Tensor:
+        """Where each replay leaves its result."""
+
+    def replay(self) -> None:
+        """Computes again from whatever the captured memory holds now."""
+
+
+class Capture(Protocol):
+    """How a computation becomes a graph."""
+
+    def __call__(self, compute: Callable[[], Tensor]) -> Graph: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphLimits:
+    """What graphs are captured for."""
+
+    sizes: tuple[int, ...]  # batch sizes, ascending; none = no graphs
+    max_total_tokens: int  # longest sequence
+
+
+def graph_sizes(asked: Sequence[int] | None, max_batch_size: int) -> tuple[int, ...]:
+    """The batch sizes to capture, ascending: those asked for that a batch can fill, or a default where None.
+
+    `[0]` and an empty list mean none. A size above `max_batch_size` is cut to it. ValueError for a negative size.
+    """
+    if asked is None:
+        largest = min(max_batch_size, LARGEST_DEFAULT_SIZE)
+        asked = [*(size for size in SMALL_SIZES if size < largest), *range(SIZE_STEP, largest, SIZE_STEP), largest]
+    if any(size < 0 for size in asked):
+        raise ValueError(f"cuda graphs are asked for {min(asked)} rows, a batch has at least 1")
+    return tuple(sorted({min(size, max_batch_size) for size in asked if size > 0}))
+
+
+class GraphedModel:
+    """A `CausalLM` whose decode steps are replayed. All other steps, and batches above the largest size, run as they are.
+
+    Graphs are captured when a batch first needs them; before any other the largest, which takes the memory that all share.
+    All ranks capture at the same steps, because they compute the same batches.
+    """
+
+    def __init__(
+        self, model: CausalLM, *, kv_cache: KVCache, limits: GraphLimits, capture: Capture, device: torch.device
+    ) -> None:
+        self.model = model
+        self.kv_cache = kv_cache
+        self.capture = capture
+        self.sizes = list(limits.sizes)
+        self.graphs: dict[int, Graph] = {}
+        self.buffers = _Buffers(limits, kv_cache.block_size, device) if limits.sizes else None
+
+    def wanted(self) -> Iterator[WantedTensor]:
+        return self.model.wanted()
+
+    def logits(self, hidden: Tensor) -> Tensor | None:
+        return self.model.logits(hidden)
+
+    def forward(
+        self,
+        *,
+        token_ids: Tensor,
+        positions: Tensor,
+        slot_mapping: Tensor,
+        attention_metadata: AttentionMetadata,
+        kv_cache: KVCache,
+    ) -> Tensor:
+        """See `CausalLM`. What a replayed step returns is overwritten by the next one."""
+        num_rows = len(attention_metadata.kv_lens_host)
+        # Memory that was measured with another KV cache must not be read through graphs of this one.
+        is_decode = attention_metadata.num_decodes == num_rows and kv_cache is self.kv_cache
+        graph = self._graph_for(num_rows) if is_decode else None
+        if graph is None or self.buffers is None:
+            return self.model.forward(
+                token_ids=token_ids,
+                positions=positions,
+                slot_mapping=slot_mapping,
+                attention_metadata=attention_metadata,
+                kv_cache=kv_cache,
+            )
+        self.buffers.fill(token_ids, positions, slot_mapping, attention_metadata)
+        graph.replay()
+        return graph.output[:num_rows]
+
+    def capture_next(self) -> bool:
+        """Captures the largest size that is still missing. False where none is: for a caller that has time to spare."""
+        missing = [size for size in self.sizes if size not in self.graphs]
+        if missing:
+            self._capture(missing[-1])
+        return bool(missing)
+
+    def _graph_for(self, num_rows: int) -> Graph | None:
+        """The smallest graph that holds the rows, captured if it must be."""
+        if self.sizes and not self.graphs:
+            self._capture(self.sizes[-1])
+        while True:
+            index = bisect_left(self.sizes, num_rows)
+            if index == len(self.sizes):
+                return None
+            size = self.sizes[index]
+            if size in self.graphs:
+                return self.graphs[size]
+            self._capture(size)
+
+    def _capture(self, size: int) -> None:
+        """Adds the graph of `size`, or gives the size up where memory does not suffice."""
+        assert self.buffers is not None, "where there are sizes there are buffers"
+        buffers = self.buffers
+        buffers.clear()
+
+        def compute() -> Tensor:
+            return self.model.forward(
+                token_ids=buffers.token_ids[:size],
+                positions=buffers.positions[:size],
+                slot_mapping=buffers.slot_mapping[:size],
+                attention_metadata=buffers.metadata(size),
+                kv_cache=self.kv_cache,
+            )
+
+        try:
+            self.graphs[size] = self.capture(compute)
+        except torch.OutOfMemoryError:
+            log.warning("no memory for a CUDA graph of %d rows; such batches are computed without", size)
+            self.sizes.remove(size)
+
+
+class _Buffers:
+    """The persistent inputs of all graphs: a graph of n rows reads the first n."""
+
+    def __init__(self, limits: GraphLimits, block_size: int, device: torch.device) -> None:
+        size = limits.sizes[-1]
+        self.max_total_tokens = limits.max_total_tokens
+        self.token_ids = torch.zeros(size, dtype=torch.int64, device=device)
+        self.positions = torch.zeros(size, dtype=torch.int64, device=device)
+        self.slot_mapping = torch.full((size,), -1, dtype=torch.int64, device=device)
+        self.kv_lens = torch.zeros(size, dtype=torch.int32, device=device)
+        self.block_tables = torch.zeros((size, -(-limits.max_total_tokens // block_size)), dtype=torch.int32, device=device)
+        self.query_start = torch.arange(size + 1, dtype=torch.int32, device=device)
+        self.num_rows = 0  # of the step in the buffers; those behind are empty
+        self.num_blocks = 0  # widest block table in them
+
+    def fill(self, token_ids: Tensor, positions: Tensor, slot_mapping: Tensor, metadata: AttentionMetadata) -> None:
+        """Puts a step of one token per row into the first rows and empties those behind."""
+        num_rows, num_blocks = metadata.block_tables.shape
+        assert num_blocks <= self.block_tables.shape[1], "a block table fits the longest sequence"
+        self._empty(num_rows)
+        self.num_rows = num_rows
+        sources = (token_ids, positions, slot_mapping, metadata.kv_lens)
+        for target, source in zip(self._vectors(), sources, strict=True):
+            target[:num_rows].copy_(source, non_blocking=True)
+        self.block_tables[:num_rows, :num_blocks].copy_(metadata.block_tables, non_blocking=True)
+        if num_blocks < self.num_blocks:
+            self.block_tables[:num_rows, num_blocks : self.num_blocks].zero_()
+        self.num_blocks = num_blocks
+
+    def clear(self) -> None:
+        """Empties all rows, so that a capture reads and writes nobody's blocks."""
+        self._empty(0)
+        self.num_blocks = 0
+
+    def metadata(self, size: int) -> AttentionMetadata:
+        """Of the first `size` rows. What the host is told of lengths is the worst case."""
+        return AttentionMetadata(
+            query_start=self.query_start[: size + 1],
+            kv_lens=self.kv_lens[:size],
+            block_tables=self.block_tables[:size],
+            query_lens_host=(1,) * size,
+            kv_lens_host=(self.max_total_tokens,) * size,
+            num_decodes=size,
+        )
+
+    def _vectors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.token_ids, self.positions, self.slot_mapping, self.kv_lens
+
+    def _empty(self, first: int) -> None:
+        """Empties the rows from `first` on that the step before had filled."""
+        if first < self.num_rows:
+            for vector, value in zip(self._vectors(), (0, 0, -1, 0), strict=True):
+                vector[first : self.num_rows].fill_(value)
+            self.block_tables[first : self.num_rows].zero_()
+            self.num_rows = first
+
+
+class CudaCapture:
+    """Captures with PyTorch. All graphs share one pool of memory, because one replays at a time."""
+
+    def __init__(self) -> None:
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, compute: Callable[[], Tensor]) -> Graph:
+        # What happens once (compilation, handles, workspaces) must have happened before a capture, on another stream.
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            compute()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool):
+            output = compute()
+        return CudaGraph(graph, output)
+
+
+@dataclass(frozen=True)
+class CudaGraph:
+    """See `Graph`."""
+
+    graph: torch.cuda.CUDAGraph
+    output: Tensor
+
+    def replay(self) -> None:
+        self.graph.replay()

@@ -1,0 +1,107 @@
+"""`sampler.sample` with the kernels of `triton_kernels/sampler.py`, for a GPU: same arguments, same answers, a few launches.
+
+Never imported where Triton may be missing. What few requests ask for (logit bias, watermark, the ban of end tokens) is left to
+`processors.py`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from text_gen_server.sampling.processors import SamplingRow, process
+from text_gen_server.sampling.rng import to_signed
+from text_gen_server.sampling.sampler import Samples
+from text_gen_server.triton_kernels.sampler import DrawParameters, choose_tokens, count_tokens, most_likely, penalize_
+
+WORD_BITS = 32
+
+
+def sample(logits: Tensor, rows: Sequence[SamplingRow], masks: Mapping[int, bytes] | None = None) -> Samples:
+    """See `sampler.sample`. logits: [N, V] float32, raw"""
+    logits = logits.contiguous()
+    processed = _process(logits, rows)
+    allowed = _allowed_bits(masks, logits) if masks else None
+    choices = choose_tokens(logits, processed, _draw_parameters(rows, logits.device), allowed)
+    num_top_tokens = max(row.parameters.num_top_tokens for row in rows)
+    top_token_ids, top_logits = most_likely(logits, num_top_tokens, allowed)
+    return Samples(
+        token_ids=choices.token_ids,
+        logprobs=choices.logprobs,
+        is_finite=choices.is_finite,
+        top_token_ids=top_token_ids,
+        top_logprobs=top_logits - choices.normalizers.unsqueeze(1),
+    )
+
+
+def _process(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    """`processors.process`, with the penalties in one launch."""
+    penalized = [n for n, row in enumerate(rows) if _is_penalized(row)]
+    if not penalized:
+        return process(logits, rows)
+    processed = logits.clone()
+    device = logits.device
+    chosen = [rows[n] for n in penalized]
+    lens = np.array([len(row.token_ids) for row in chosen])
+    token_ids = np.zeros((len(chosen), lens.max()), dtype=np.int64)
+    for target, row in zip(token_ids, chosen, strict=True):
+        target[: len(row.token_ids)] = row.token_ids
+    counts = count_tokens(
+        torch.from_numpy(token_ids).to(device),
+        torch.from_numpy(lens).to(device),
+        torch.tensor([row.prompt_len for row in chosen], device=device),
+        logits.shape[1],
+    )
+    penalties = [
+        (row.parameters.repetition_penalty, row.parameters.frequency_penalty, row.parameters.presence_penalty) for row in chosen
+    ]
+    penalize_(
+        processed,
+        torch.tensor(penalized, device=device),
+        counts,
+        torch.tensor(penalties, dtype=torch.float32, device=device),
+    )
+    return process(processed, [_without_penalties(row) if _is_penalized(row) else row for row in rows])
+
+
+def _is_penalized(row: SamplingRow) -> bool:
+    parameters = row.parameters
+    return parameters.repetition_penalty != 1 or parameters.frequency_penalty != 0 or parameters.presence_penalty != 0
+
+
+def _without_penalties(row: SamplingRow) -> SamplingRow:
+    parameters = replace(row.parameters, repetition_penalty=1.0, frequency_penalty=0.0, presence_penalty=0.0)
+    return SamplingRow(parameters, row.token_ids, row.prompt_len)
+
+
+def _draw_parameters(rows: Sequence[SamplingRow], device: torch.device) -> DrawParameters:
+    numbers = [
+        (
+            row.parameters.temperature,
+            row.parameters.top_p,
+            row.parameters.typical_p,
+            math.log(row.parameters.min_p) if row.parameters.min_p > 0 else -math.inf,
+        )
+        for row in rows
+    ]
+    integers = [
+        (int(row.parameters.do_sample), min(row.parameters.top_k, 2**31), to_signed(row.parameters.seed), row.position)
+        for row in rows
+    ]
+    return DrawParameters(
+        torch.tensor(numbers, dtype=torch.float32, device=device), torch.tensor(integers, dtype=torch.int64, device=device)
+    )
+
+
+def _allowed_bits(masks: Mapping[int, bytes], logits: Tensor) -> Tensor:
+    """[N, ceil(V / 32)] int32; rows without a mask may have any token. masks: see `processors.apply_masks`"""
+    num_bytes = -(-logits.shape[1] // WORD_BITS) * (WORD_BITS // 8)
+    bits = np.full((len(logits), num_bytes), 0xFF, dtype=np.uint8)
+    for n, mask in masks.items():
+        given = np.frombuffer(mask, dtype=np.uint8)[:num_bytes]
+        bits[n, : len(given)] = given
+        bits[n, len(given) :] = 0
+    return torch.from_numpy(bits.view(np.int32)).to(logits.device)

@@ -1,0 +1,216 @@
+"""What must hold before anything is measured: kernels equal their plain forms on this device, attention implementations agree,
+logits are those of float64, and graphs give the tokens of eager steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from text_gen_server.attention.choose import choose_attention
+from text_gen_server.attention.reference import ReferenceAttention
+from text_gen_server.cuda_graphs import Capture, CudaCapture, GraphedModel, GraphLimits
+from text_gen_server.plan import SamplingParameters
+from text_gen_server.sampling import fused, sampler
+from text_gen_server.sampling.processors import SamplingRow
+from text_gen_server.triton_kernels import activation, norm, paged_attention, plain, rotary
+from text_gen_server.triton_kernels.paged_attention import PagedKV, PagedRows, Scores
+
+from gpu_check.report import Check
+from gpu_check.synthetic import EagerCapture, decode_step, make_cache, make_model, step_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from text_gen_server.attention.interface import Attention
+    from text_gen_server.models.causal_lm import CausalLM
+    from torch import Tensor
+
+    from gpu_check.scale import Scale
+
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+LOGIT_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.03}  # root mean square, in standard deviations of the logits
+IMPLEMENTATIONS = ("reference", "flash-attn", "torch-varlen", "triton")
+ROWS = ((1, 1), (1, 33), (1, 300), (5, 70), (40, 40))  # tokens of the step, tokens in the KV cache
+
+
+def run_checks(scale: Scale, device: torch.device) -> Iterator[Check]:
+    torch.manual_seed(0)
+    yield from check_attention_kernel(scale, device)
+    yield from check_fused_kernels(scale, device)
+    yield check_sampler(scale, device)
+    yield from check_implementations(scale, device)
+    yield check_logits(scale, device)
+    yield check_graphs(scale, device)
+
+
+def check_attention_kernel(scale: Scale, device: torch.device) -> Iterator[Check]:
+    small = device.type == "cpu"
+    for head_dim in (64,) if small else (64, 96, 128, 256):
+        for num_splits, scores in ((1, Scores(0.1)), (4, Scores(0.1, sliding_window=37, soft_cap=20.0))):
+            query, kv, rows = _paged_case(head_dim, 16, scale.dtype, device)
+            expected = plain.paged_attention(query, kv, rows, scores)
+            output = paged_attention.paged_attention(query, kv, rows, scores, num_splits=num_splits)
+            yield _compare(f"paged attention, head size {head_dim}, {num_splits} splits", output, expected)
+    query, kv, rows = _paged_case(64, 16, scale.dtype, device)
+    kv = PagedKV(kv.key.to(torch.float8_e4m3fn), kv.value.to(torch.float8_e4m3fn), key_scale=0.5, value_scale=2.0)
+    expected = plain.paged_attention(query, kv, rows, Scores(0.1))
+    yield _compare("paged attention, fp8 KV", paged_attention.paged_attention(query, kv, rows, Scores(0.1)), expected)
+
+
+def check_fused_kernels(scale: Scale, device: torch.device) -> Iterator[Check]:
+    config = scale.model
+    hidden, residual = (torch.randn(7, config.hidden_size, device=device).to(scale.dtype) for _ in range(2))
+    weight = torch.randn(config.hidden_size, device=device).to(scale.dtype)
+    expected = plain.add_rms_norm(hidden, residual.clone(), weight, 1e-5)
+    yield _compare("add_rms_norm", norm.add_rms_norm(hidden, residual, weight, 1e-5), expected)
+    gate_up = torch.randn(7, 2 * config.intermediate_size, device=device).to(scale.dtype)
+    yield _compare("silu_mul", activation.silu_mul(gate_up), plain.silu_mul(gate_up))
+    num_heads = config.num_heads + 2 * config.num_kv_heads
+    heads = torch.randn(7, num_heads, config.head_dim, device=device).to(scale.dtype)
+    cos, sin = (torch.rand(7, 1, config.head_dim, device=device).to(scale.dtype) for _ in range(2))
+    places = rotary.TokenPlaces(cos, sin, torch.tensor([3, -1, 9, 30, 17, 0, 1], device=device))
+    results = []
+    for function in (rotary.rotate_and_write_kv, plain.rotate_and_write_kv):
+        shape = (2, 16, config.num_kv_heads, config.head_dim)
+        key, value = (torch.zeros(shape, dtype=scale.dtype, device=device) for _ in range(2))
+        kv = PagedKV(key, value)
+        query = function(heads.clone(), places, kv)
+        results.append(torch.cat([tensor.flatten() for tensor in (query, kv.key, kv.value)]))
+    yield _compare("rotate_and_write_kv", *results)
+
+
+def check_sampler(scale: Scale, device: torch.device) -> Check:
+    kinds = [
+        SamplingParameters(num_top_tokens=5),
+        SamplingParameters(do_sample=True, temperature=0.8),
+        SamplingParameters(do_sample=True, top_k=50, top_p=0.9),
+        SamplingParameters(do_sample=True, typical_p=0.9, min_p=0.01, repetition_penalty=1.1),
+    ]
+    num_seeds = 1 if device.type == "cpu" else 64
+    rows = [SamplingRow(replace(kind, seed=seed), np.array([1, 2, 3, 3]), 2) for seed in range(num_seeds) for kind in kinds]
+    logits = torch.randn(len(rows), scale.model.vocab_size, device=device) * 3
+    ours, expected = fused.sample(logits, rows), sampler.sample(logits, rows)
+    num_equal = int((ours.token_ids == expected.token_ids).sum())
+    same_top = torch.equal(ours.top_token_ids, expected.top_token_ids)
+    # A draw that falls on the boundary between two tokens may go either way.
+    passed = num_equal >= len(rows) - len(rows) // 100 and same_top
+    return Check("sampler against sampling/", passed, f"{num_equal} of {len(rows)} tokens equal, top tokens equal: {same_top}")
+
+
+def check_implementations(scale: Scale, device: torch.device) -> Iterator[Check]:
+    """Each attention implementation for GPUs that can run here against float64, with NaN in every slot that no row holds."""
+    for name in IMPLEMENTATIONS:
+        try:
+            attention = choose_attention(name, device=device, config=scale.model, dtype=scale.dtype)
+        except ValueError as error:
+            yield Check(f"attention {name}", True, f"not here: {error}")
+            continue
+        yield _check_implementation(attention, scale, device)
+
+
+def _check_implementation(attention: Attention, scale: Scale, device: torch.device) -> Check:
+    config = replace(scale.model, num_layers=1, sliding_windows=(None,))
+    block_size = attention.default_block_size
+    query_lens, kv_lens = ([row[side] for row in ROWS] for side in (0, 1))
+    num_blocks = sum(-(-kv_len // block_size) for kv_len in kv_lens) + 1
+    cache = make_cache(config, scale.dtype, device, num_blocks, block_size)
+    token_ids = torch.zeros(sum(query_lens), dtype=torch.int64, device=device)
+    metadata = step_of(token_ids, query_lens, kv_lens, block_size)["attention_metadata"]
+    held = torch.zeros(num_blocks * block_size, dtype=torch.bool)
+    for row, kv_len in enumerate(kv_lens):
+        held[int(metadata.block_tables[row, 0]) * block_size :][:kv_len] = True
+    for blocks in (*cache.keys, *cache.values):
+        blocks.flatten(0, 1)[~held.to(device)] = float("nan")
+    query = torch.randn(len(token_ids), config.num_heads, config.head_dim, device=device).to(scale.dtype)
+    rows = PagedRows(metadata.query_start, metadata.kv_lens, metadata.block_tables, max(query_lens))
+    expected = plain.paged_attention(query, PagedKV(cache.keys[0], cache.values[0]), rows, Scores(config.head_dim**-0.5))
+    output = attention.prepare(metadata, cache).attend(0, query, None)
+    return _compare(f"attention {attention.name}", output, expected)
+
+
+def check_logits(scale: Scale, device: torch.device) -> Check:
+    """The model as it is served against the same weights in float64 with the reference attention."""
+    config = scale.checked_model()
+    served = choose_attention("auto", device=device, config=config, dtype=scale.dtype)
+    model = make_model(config, scale.dtype, device, served)
+    exact = make_model(config, torch.float64, device, ReferenceAttention(), drawn_in=scale.dtype)
+    token_ids = torch.randint(config.vocab_size, (sum(row[1] for row in ROWS),), device=device)
+    lens = sorted((kv_len for _, kv_len in ROWS), key=lambda kv_len: kv_len != 1)
+    results = []
+    for candidate, dtype in ((model, scale.dtype), (exact, torch.float64)):
+        block_size = served.default_block_size
+        num_blocks = sum(-(-kv_len // block_size) for kv_len in lens)
+        cache = make_cache(config, dtype, device, num_blocks, block_size)
+        hidden = candidate.forward(**step_of(token_ids, lens, lens, block_size), kv_cache=cache)
+        logits = candidate.logits(hidden)
+        assert logits is not None, "one rank has logits"
+        results.append(logits.double())
+    error = float((results[0] - results[1]).square().mean().sqrt() / results[1].std())
+    limit = LOGIT_TOLERANCE[scale.dtype]
+    return Check(
+        f"logits with {served.name} against float64", error <= limit, f"error {error:.2g} of a deviation, at most {limit}"
+    )
+
+
+def check_graphs(scale: Scale, device: torch.device) -> Check:
+    """Greedy tokens of a few rows, replayed from graphs and computed again each time, must be equal bit for bit."""
+    config = scale.checked_model()
+    attention = choose_attention("auto" if device.type == "cuda" else "triton", device=device, config=config, dtype=scale.dtype)
+    model = make_model(config, scale.dtype, device, attention)
+    capture: Capture = CudaCapture() if device.type == "cuda" else EagerCapture
+    tokens = [_greedy(model, attention, scale, each, device) for each in (EagerCapture, capture)]
+    is_equal = torch.equal(*tokens)
+    detail = f"{tokens[0].numel()} tokens of 3 rows with {attention.name}"
+    return Check("greedy tokens of graphs and of eager steps", is_equal, detail)
+
+
+def _greedy(model: CausalLM, attention: Attention, scale: Scale, capture: Capture, device: torch.device) -> Tensor:
+    """[steps, 3] int64"""
+    config, block_size, num_steps = scale.checked_model(), attention.default_block_size, scale.num_repeats
+    kv_lens = [5, 20, 9]
+    num_blocks = sum(-(-(kv_len + num_steps) // block_size) for kv_len in kv_lens)
+    cache = make_cache(config, scale.dtype, device, num_blocks, block_size)
+    limits = GraphLimits(sizes=(4,), max_total_tokens=max(kv_lens) + num_steps)
+    graphed = GraphedModel(model, kv_cache=cache, limits=limits, capture=capture, device=device)
+    token_ids = torch.tensor([1, 2, 3], device=device)
+    found = []
+    for _ in range(num_steps):
+        kv_lens = [kv_len + 1 for kv_len in kv_lens]
+        logits = graphed.logits(graphed.forward(**decode_step(token_ids, kv_lens, block_size), kv_cache=cache))
+        assert logits is not None, "one rank has logits"
+        token_ids = logits.argmax(-1)
+        found.append(token_ids)
+    return torch.stack(found)
+
+
+def _paged_case(head_dim: int, block_size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, PagedKV, PagedRows]:
+    query_lens, kv_lens = ([row[side] for row in ROWS] for side in (0, 1))
+    counts = [-(-kv_len // block_size) for kv_len in kv_lens]
+    order = torch.randperm(sum(counts))
+    tables = torch.full((len(ROWS), max(counts)), 2**30, dtype=torch.int32)
+    key, value = (torch.full((sum(counts), block_size, 2, head_dim), float("nan")) for _ in range(2))
+    first = 0
+    for row, (count, kv_len) in enumerate(zip(counts, kv_lens, strict=True)):
+        tables[row, :count] = order[first : first + count]
+        first += count
+        for n in range(count):
+            used = min(block_size, kv_len - n * block_size)
+            for cache in (key, value):
+                cache[int(tables[row, n]), :used] = torch.randn(used, 2, head_dim)
+    kv = PagedKV(key.to(device, dtype), value.to(device, dtype))
+    start = torch.tensor([0, *query_lens]).cumsum(0).to(torch.int32)
+    rows = PagedRows(
+        start.to(device), torch.tensor(kv_lens, dtype=torch.int32, device=device), tables.to(device), max(query_lens)
+    )
+    query = torch.randn(sum(query_lens), 8, head_dim, device=device).to(dtype)
+    return query, kv, rows
+
+
+def _compare(name: str, output: Tensor, expected: Tensor) -> Check:
+    tolerance = TOLERANCE[output.dtype]
+    error = (output.double() - expected.double()).abs()
+    passed = bool((error <= tolerance + tolerance * expected.double().abs()).all())  # NaN is not
+    return Check(name, passed, f"largest error {float(error.max()):.2g}")

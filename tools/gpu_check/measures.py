@@ -1,0 +1,216 @@
+"""How fast the device is, and how much of that a step reaches."""
+
+from __future__ import annotations
+
+import gc
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from text_gen_server.attention.choose import choose_attention
+from text_gen_server.cuda_graphs import CudaCapture, GraphedModel, GraphLimits
+from text_gen_server.distributed import TensorParallel
+from text_gen_server.kv_cache import KVCache
+from text_gen_server.ops.pytorch import PyTorchOps
+from text_gen_server.plan import NewSequence, PlanLimits, Row, SamplingParameters, StepPlan
+from text_gen_server.runner import Runner
+from text_gen_server.sampling import fused, sampler
+from text_gen_server.sampling.processors import SamplingRow
+
+from gpu_check.report import Measurement
+from gpu_check.rooflines import decode_cost, least_seconds, prefill_cost
+from gpu_check.synthetic import EagerCapture, decode_step, make_cache, make_model, step_of
+from gpu_check.timing import device_seconds, synchronize, wall_seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from text_gen_server.attention.interface import Attention
+    from text_gen_server.models.causal_lm import CausalLM
+
+    from gpu_check.scale import Scale
+
+FREE_SHARE = 0.9  # of the free memory, for a KV cache
+
+
+class Machine:
+    """The device and what it was measured to do."""
+
+    def __init__(self, scale: Scale, device: torch.device) -> None:
+        self.scale = scale
+        self.device = device
+        self.bytes_per_second = self._copy_rate()
+        self.flops_per_second = self._matrix_rate()
+
+    def _copy_rate(self) -> float:
+        """Bytes read and written per second by one large copy."""
+        source = torch.zeros(self.scale.copy_bytes // 2, dtype=torch.uint8, device=self.device)
+        target = torch.empty_like(source)
+        seconds = device_seconds(lambda: target.copy_(source), self.device, self.scale.num_repeats)
+        return 2 * source.numel() / seconds
+
+    def _matrix_rate(self) -> float:
+        """Operations per second of one large matrix product."""
+        size = self.scale.matrix_size
+        left, right = (torch.randn(size, size, device=self.device).to(self.scale.dtype) for _ in range(2))
+        return 2 * size**3 / device_seconds(lambda: left @ right, self.device, self.scale.num_repeats)
+
+
+@torch.inference_mode()
+def run_measures(scale: Scale, device: torch.device) -> Iterator[Measurement]:
+    machine = Machine(scale, device)
+    yield Measurement("copy", f"{machine.bytes_per_second / 1e12:.3g} TB/s")
+    yield Measurement(
+        "matrix product", f"{machine.flops_per_second / 1e12:.3g} TFLOP/s", f"{scale.matrix_size} cubed, {scale.dtype}"
+    )
+    yield from measure_sampler(machine)
+    for name in _attention_names(scale, device):
+        attention = choose_attention(name, device=device, config=scale.model, dtype=scale.dtype)
+        model = make_model(scale.model, scale.dtype, device, attention)
+        for context in scale.decode_contexts:
+            for batch in scale.decode_batches:
+                yield measure_decode(model, attention, machine, batch, context)
+                _free(device)
+        yield measure_prefill(model, attention, machine)
+        _free(device)
+        yield measure_host(model, attention, machine)
+        del model
+        _free(device)
+
+
+def _attention_names(scale: Scale, device: torch.device) -> tuple[str, ...]:
+    """What is served with, and our own kernel beside it."""
+    if device.type == "cpu":
+        return ("triton",)
+    served = choose_attention("auto", device=device, config=scale.model, dtype=scale.dtype).name
+    return (served,) if served == "triton" else (served, "triton")
+
+
+def measure_sampler(machine: Machine) -> Iterator[Measurement]:
+    """A whole call of the sampler, with its copies to the device, for as many rows as the largest batch."""
+    scale, device = machine.scale, machine.device
+    batch = scale.decode_batches[-1]
+    logits = torch.randn(batch, scale.model.vocab_size, device=device) * 3
+    kinds = {"greedy": SamplingParameters(), "top_p 0.9": SamplingParameters(do_sample=True, top_p=0.9)}
+    for kind, parameters in kinds.items():
+        rows = [SamplingRow(parameters, np.zeros(100, dtype=np.int64), 50)] * batch
+        ours, theirs = (
+            wall_seconds(partial(module.sample, logits, rows), device, scale.num_repeats) for module in (fused, sampler)
+        )
+        yield Measurement(f"sampler, {batch} rows, {kind}", f"{ours * 1e6:.0f} us", f"sampling/ takes {theirs * 1e6:.0f} us")
+
+
+def measure_decode(model: CausalLM, attention: Attention, machine: Machine, batch: int, context: int) -> Measurement:
+    """Steps of `batch` rows with `context` tokens each, replayed from a graph, the greedy choice included."""
+    scale, device, block_size = machine.scale, machine.device, attention.default_block_size
+    name = f"decode, batch {batch}, context {context}, {attention.name}"
+    num_blocks = batch * -(-context // block_size)
+    wanted_bytes = num_blocks * block_size * KVCache.bytes_per_token(scale.model, TensorParallel.single(), scale.dtype)
+    if device.type == "cuda" and wanted_bytes > FREE_SHARE * torch.cuda.mem_get_info(device)[0]:
+        return Measurement(name, "does not fit", f"the KV cache needs {wanted_bytes / 2**30:.0f} GiB")
+    seconds = _decode_seconds(model, attention, machine, batch, context)
+    cost = decode_cost(scale.model, batch=batch, context=context, element_bytes=scale.dtype.itemsize)
+    least = least_seconds(cost, bytes_per_second=machine.bytes_per_second, flops_per_second=machine.flops_per_second)
+    value = f"{batch / seconds:.4g} tokens/s, {seconds * 1e3:.3g} ms a step"
+    return Measurement(name, value, f"{least / seconds:.0%} of {batch / least:.4g} tokens/s")
+
+
+def _decode_seconds(model: CausalLM, attention: Attention, machine: Machine, batch: int, context: int) -> float:
+    scale, device, block_size = machine.scale, machine.device, attention.default_block_size
+    graphed, cache = _graphed(model, machine, batch, context, block_size)
+    token_ids = torch.randint(scale.model.vocab_size, (batch,), device=device)
+    inputs = decode_step(token_ids, [context] * batch, block_size)
+
+    def compute() -> None:
+        logits = graphed.logits(graphed.forward(**inputs, kv_cache=cache))
+        assert logits is not None, "one rank has logits"
+        token_ids.copy_(logits.argmax(-1))
+
+    return device_seconds(compute, device, scale.num_repeats)
+
+
+def _graphed(model: CausalLM, machine: Machine, batch: int, context: int, block_size: int) -> tuple[GraphedModel, KVCache]:
+    num_blocks = batch * -(-context // block_size)
+    cache = make_cache(machine.scale.model, machine.scale.dtype, machine.device, num_blocks, block_size)
+    capture = CudaCapture() if machine.device.type == "cuda" else EagerCapture
+    limits = GraphLimits(sizes=(batch,), max_total_tokens=context)
+    return GraphedModel(model, kv_cache=cache, limits=limits, capture=capture, device=machine.device), cache
+
+
+def measure_prefill(model: CausalLM, attention: Attention, machine: Machine) -> Measurement:
+    """One prompt in one step, with the logits of its last token."""
+    scale, device, block_size = machine.scale, machine.device, attention.default_block_size
+    length = scale.prefill_len
+    cache = make_cache(scale.model, scale.dtype, device, -(-length // block_size), block_size)
+    token_ids = torch.randint(scale.model.vocab_size, (length,), device=device)
+    inputs = step_of(token_ids, [length], [length], block_size)
+    seconds = device_seconds(
+        lambda: model.logits(model.forward(**inputs, kv_cache=cache)[-1:]), device, max(2, scale.num_repeats // 4)
+    )
+    rate = prefill_cost(scale.model, num_tokens=length, element_bytes=scale.dtype.itemsize).flops / seconds
+    return Measurement(
+        f"prefill of {length} tokens, {attention.name}",
+        f"{rate / 1e12:.3g} TFLOP/s, {seconds * 1e3:.3g} ms",
+        f"{rate / machine.flops_per_second:.0%} of the matrix product",
+    )
+
+
+def measure_host(model: CausalLM, attention: Attention, machine: Machine) -> Measurement:
+    """How much longer a step of the runner takes than its work on the device: the time for which the device is idle."""
+    scale = machine.scale
+    batch, context = scale.decode_batches[-1], scale.decode_contexts[0]
+    _runner_seconds(model, attention, machine, batch, context)  # what is compiled once is not counted
+    _free(machine.device)
+    wall = _runner_seconds(model, attention, machine, batch, context)
+    _free(machine.device)
+    busy = _decode_seconds(model, attention, machine, batch, context)
+    return Measurement(
+        f"host, batch {batch}, context {context}, {attention.name}",
+        f"{(wall - busy) * 1e6:.0f} us a step",
+        f"{wall * 1e3:.3g} ms in the runner, {busy * 1e3:.3g} ms on the device; goal 150 us at batch 256",
+    )
+
+
+def _runner_seconds(model: CausalLM, attention: Attention, machine: Machine, batch: int, context: int) -> float:
+    """Seconds of a greedy decode step through the runner, about `context` tokens into each sequence."""
+    scale, block_size = machine.scale, attention.default_block_size
+    longest = context + scale.num_repeats + 2
+    graphed, cache = _graphed(model, machine, batch, longest, block_size)
+    limits = PlanLimits(
+        vocab_size=scale.model.vocab_size,
+        num_blocks=cache.num_blocks,
+        block_size=block_size,
+        max_total_tokens=longest,
+        max_batch_size=batch,
+        max_step_tokens=batch,
+    )
+    runner = Runner(
+        graphed,
+        kv_cache=cache,
+        tensor_parallel=TensorParallel.single(),
+        limits=limits,
+        device=machine.device,
+        ops=PyTorchOps(scale.dtype),
+    )
+    blocks = -(-longest // block_size)
+    # All but the last token count as computed: what is in the blocks does not matter for the time.
+    new = tuple(
+        NewSequence(sequence_id=n, token_ids=(1,) * context, prompt_len=context, num_computed_tokens=context - 1)
+        for n in range(batch)
+    )
+    rows = tuple(
+        Row(sequence_id=n, num_scheduled_tokens=1, new_block_ids=tuple(range(n * blocks, (n + 1) * blocks)))
+        for n in range(batch)
+    )
+    runner.step(StepPlan(step_id=0, new_sequences=new, rows=rows))
+    plan = StepPlan(step_id=1, rows=tuple(Row(sequence_id=n, num_scheduled_tokens=1) for n in range(batch)))
+    return wall_seconds(lambda: runner.step(plan), machine.device, scale.num_repeats)
+
+
+def _free(device: torch.device) -> None:
+    """Gives graphs and caches of the last measurement back."""
+    gc.collect()
+    synchronize(device)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
