@@ -3,6 +3,7 @@
 mod admission;
 mod caching;
 mod invariants;
+mod pace;
 mod protocol;
 mod random;
 mod reference_shard;

@@ -1,0 +1,396 @@
+//! Steps that are observed: what prefill they then have while others decode. Times come from a made-up machine, never from a clock.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::random::Random;
+use super::reference_shard::ReferenceShard;
+use super::{id, invariants, rows, spec};
+use crate::plan::{MIN_PREFILL_TOKENS, StepPlan, StepResult};
+use crate::{Scheduler, SchedulerConfig, SequenceEvent};
+
+const LIMIT: u32 = 512;
+
+/// What a made-up machine needs: in microseconds.
+#[derive(Clone, Copy)]
+struct Machine {
+    per_step: f64,
+    per_decode_row: f64,
+    per_prefill_token: f64,
+    /// Per token and 1,000 tokens before it.
+    per_thousand: f64,
+}
+
+/// About a small model on two cores.
+const CPU: Machine = Machine {
+    per_step: 14_000.0,
+    per_decode_row: 2_500.0,
+    per_prefill_token: 1_000.0,
+    per_thousand: 300.0,
+};
+
+/// About a large one on an accelerator.
+const ACCELERATOR: Machine = Machine {
+    per_step: 8_000.0,
+    per_decode_row: 20.0,
+    per_prefill_token: 25.0,
+    per_thousand: 5.0,
+};
+
+/// What a step computed and how long it took.
+#[derive(Clone, Copy, Debug)]
+struct Step {
+    num_decode_rows: usize,
+    num_prefill_tokens: u32,
+    secs: f64,
+}
+
+/// A scheduler one step ahead of a machine, as the engine is.
+struct Clocked {
+    machine: Machine,
+    noise: Random,
+    scheduler: Scheduler,
+    shard: ReferenceShard,
+    waiting: VecDeque<(StepResult, Step)>,
+    steps: Vec<Step>,
+    num_added: u64,
+    /// Computed tokens of each sequence, by id.
+    computed: Vec<u32>,
+    /// Multiplies the next step's time.
+    glitch: f64,
+}
+
+impl Clocked {
+    fn new(machine: Machine, seed: u64) -> Self {
+        let config = SchedulerConfig {
+            num_blocks: 20_000,
+            block_size: 16,
+            max_batch_prefill_tokens: LIMIT,
+            max_batch_size: 64,
+            prefix_caching: false,
+        };
+        Self {
+            machine,
+            noise: Random(seed),
+            scheduler: Scheduler::new(config.clone()),
+            shard: ReferenceShard::new(config.num_blocks, config.block_size),
+            waiting: VecDeque::new(),
+            steps: Vec::new(),
+            num_added: 0,
+            computed: Vec::new(),
+            glitch: 1.0,
+        }
+    }
+
+    fn add(&mut self, prompt_len: u32, max_new_tokens: u32) {
+        let first = self.num_added as u32 * 7;
+        let prompt = spec((0..prompt_len).map(|i| first + i), max_new_tokens);
+        self.scheduler.add(id(self.num_added), prompt).unwrap();
+        self.computed.push(0);
+        self.num_added += 1;
+    }
+
+    /// Sequences that decode, and nothing else.
+    fn decoding(machine: Machine, num_sequences: u32, seed: u64) -> Self {
+        let mut clocked = Self::new(machine, seed);
+        (0..num_sequences).for_each(|_| clocked.add(32, 100_000));
+        clocked.run(40);
+        clocked.steps.clear();
+        clocked
+    }
+
+    /// So many results.
+    fn run(&mut self, num_steps: usize) {
+        for _ in 0..num_steps {
+            while self.waiting.len() < 2
+                && let Some(plan) = self.scheduler.schedule()
+            {
+                let step = self.step(&plan);
+                self.waiting.push_back((self.shard.execute(&plan), step));
+            }
+            let Some((result, step)) = self.waiting.pop_front() else {
+                return;
+            };
+            self.steps.push(step);
+            let time = Duration::from_secs_f64(step.secs);
+            self.scheduler.observe(result.step_id, time);
+            self.scheduler.apply(result).unwrap();
+        }
+    }
+
+    fn step(&mut self, plan: &StepPlan) -> Step {
+        let mut step = Step {
+            num_decode_rows: 0,
+            num_prefill_tokens: 0,
+            secs: self.machine.per_step,
+        };
+        for row in &plan.rows {
+            let computed = &mut self.computed[row.sequence_id.0 as usize];
+            if self.shard.is_decode(plan, row) {
+                step.num_decode_rows += 1;
+                step.secs += self.machine.per_decode_row;
+            } else {
+                let tokens = f64::from(row.num_scheduled_tokens);
+                let before = f64::from(*computed) + tokens / 2.0;
+                step.num_prefill_tokens += row.num_scheduled_tokens;
+                let per_token =
+                    self.machine.per_prefill_token + self.machine.per_thousand * before / 1e3;
+                step.secs += tokens * per_token;
+            }
+            *computed += row.num_scheduled_tokens;
+        }
+        let noise = 0.95 + self.noise.below(100) as f64 / 1000.0;
+        step.secs *= 1e-6 * noise * std::mem::replace(&mut self.glitch, 1.0);
+        step
+    }
+
+    /// The usual time of a step that only decodes.
+    fn usual(&self) -> f64 {
+        let only_decode = self
+            .steps
+            .iter()
+            .filter(|step| step.num_prefill_tokens == 0);
+        let mut times: Vec<f64> = only_decode.map(|step| step.secs).collect();
+        times.sort_unstable_by(f64::total_cmp);
+        times[times.len() / 2]
+    }
+
+    fn chunks(&self) -> Vec<u32> {
+        let chunks = self.steps.iter().map(|step| step.num_prefill_tokens);
+        chunks.filter(|&tokens| tokens > 0).collect()
+    }
+}
+
+#[test]
+fn nothing_observed_and_nobody_decoding_leave_the_whole_budget() {
+    let mut clocked = Clocked::new(CPU, 1);
+    clocked.add(2000, 5);
+    clocked.run(3);
+    assert_eq!(clocked.chunks(), [512, 512, 512]);
+    clocked.run(100);
+    // All is known of this machine by now, and there is still nobody to wait for.
+    clocked.steps.clear();
+    clocked.add(2000, 5);
+    clocked.run(4);
+    assert_eq!(clocked.chunks(), [512, 512, 512, 464]);
+}
+
+#[test]
+fn long_prompts_do_not_slow_running_streams_down_by_more_than_three() {
+    for (machine, seed) in [(CPU, 1), (CPU, 2), (ACCELERATOR, 3)] {
+        let mut clocked = Clocked::decoding(machine, 16, seed);
+        for _ in 0..4 {
+            clocked.run(30);
+            clocked.add(2000, 4);
+            clocked.run(60);
+        }
+        let most = 3.0 * clocked.usual().max(0.012);
+        let late = clocked.steps.iter().filter(|step| step.secs > most).count();
+        assert!(
+            late * 100 <= clocked.steps.len(),
+            "{late} of {}",
+            clocked.steps.len()
+        );
+        let prefill: u32 = clocked.chunks().iter().sum();
+        assert_eq!(prefill, 8000, "each prompt was computed meanwhile");
+    }
+}
+
+#[test]
+fn the_time_that_streams_can_spare_is_used() {
+    let mut clocked = Clocked::decoding(CPU, 16, 4);
+    (0..3).for_each(|_| clocked.add(2000, 4));
+    clocked.run(60);
+    let with_prefill = clocked
+        .steps
+        .iter()
+        .filter(|step| step.num_prefill_tokens > 0);
+    // The first ones learn, and the last of a prompt may be short.
+    let times: Vec<f64> = with_prefill.skip(5).map(|step| step.secs / 0.054).collect();
+    let mean = times.iter().sum::<f64>() / times.len() as f64;
+    assert!((2.0..3.0).contains(&mean), "{mean} times the usual step");
+}
+
+#[test]
+fn many_that_wait_are_not_held_back_for_a_few_that_run() {
+    let mut clocked = Clocked::decoding(CPU, 2, 5);
+    (0..32).for_each(|_| clocked.add(128, 50));
+    clocked.run(4);
+    let first = clocked.chunks()[0];
+    assert!(first > 200, "{first} tokens of 4,096");
+}
+
+#[test]
+fn the_usual_step_is_learnt_even_where_no_step_only_decodes() {
+    let mut clocked = Clocked::new(CPU, 6);
+    // Prompts never stop coming, from the first step on.
+    for _ in 0..300 {
+        if clocked.scheduler.stats().num_waiting == 0 {
+            clocked.add(600, 60);
+        }
+        clocked.run(1);
+    }
+    let settled = &clocked.steps[100..];
+    assert!(
+        settled
+            .iter()
+            .all(|step| step.num_prefill_tokens > 0 || step.num_decode_rows > 40)
+    );
+    let ratio = |step: &Step| step.secs / (0.014 + 0.0025 * step.num_decode_rows as f64);
+    let late = settled.iter().filter(|step| ratio(step) > 3.0).count();
+    assert!(late * 20 <= settled.len(), "{late} of {}", settled.len());
+}
+
+#[test]
+fn one_wild_measurement_wears_off_within_a_few_steps() {
+    let mut clocked = Clocked::decoding(CPU, 16, 7);
+    clocked.add(20_000, 4);
+    clocked.run(20);
+    let before = *clocked.chunks().last().unwrap();
+    clocked.glitch = 100.0;
+    clocked.run(2);
+    clocked.run(12);
+    let after = *clocked.chunks().last().unwrap();
+    assert!(
+        after * 10 >= before * 7,
+        "{before} tokens before, {after} after"
+    );
+
+    // The same for a step that only decodes, which must not be taken for the usual one.
+    let mut clocked = Clocked::decoding(CPU, 16, 8);
+    clocked.glitch = 100.0;
+    clocked.run(4);
+    clocked.add(2000, 4);
+    clocked.run(12);
+    let longest = clocked.steps[4..]
+        .iter()
+        .map(|step| step.secs)
+        .fold(0.0, f64::max);
+    assert!(longest < 0.2, "{longest} s");
+}
+
+#[test]
+fn a_machine_that_becomes_slower_for_good_is_believed() {
+    let mut clocked = Clocked::decoding(CPU, 16, 9);
+    clocked.add(4000, 4);
+    clocked.run(20);
+    clocked.machine.per_prefill_token *= 10.0;
+    clocked.run(10);
+    clocked.steps.clear();
+    clocked.run(20);
+    let longest = clocked
+        .steps
+        .iter()
+        .map(|step| step.secs)
+        .fold(0.0, f64::max);
+    // 16 tokens are the least, and take 160 ms more than the 54 of a step that only decodes.
+    assert!(longest < 0.3, "{longest} s");
+}
+
+#[test]
+fn whatever_is_measured_each_plan_keeps_the_limits_and_every_prompt_is_computed() {
+    for seed in 0..10 {
+        let mut random = Random(seed);
+        let mut clocked = Clocked::new(CPU, seed);
+        for n in 0..200 {
+            if random.one_in(20) {
+                clocked.add(1 + random.below(600) as u32, 1 + random.below(10) as u32);
+            }
+            let wild = [0.0, 1e-9, 1.0, 1.0, 1e3, 1e9];
+            clocked.glitch = wild[random.below(wild.len() as u64) as usize];
+            clocked.run(1);
+            if n % 40 == 0 {
+                invariants::check(&clocked.scheduler);
+            }
+        }
+        clocked.run(5_000);
+        assert!(clocked.scheduler.is_idle(), "seed {seed}");
+        assert!(clocked.chunks().iter().all(|&tokens| tokens <= LIMIT));
+    }
+}
+
+#[test]
+fn the_oldest_prompt_has_the_least_chunk_in_every_plan() {
+    let mut clocked = Clocked::decoding(CPU, 16, 10);
+    clocked.machine.per_prefill_token = 1e9;
+    clocked.add(1000, 1);
+    clocked.run(5);
+    clocked.steps.clear();
+    clocked.run(20);
+    let least = clocked
+        .steps
+        .iter()
+        .map(|step| step.num_prefill_tokens)
+        .min();
+    assert_eq!(least, Some(MIN_PREFILL_TOKENS));
+}
+
+#[test]
+fn a_budget_below_the_least_chunk_is_kept() {
+    let mut scheduler = Scheduler::new(SchedulerConfig {
+        num_blocks: 100,
+        block_size: 16,
+        max_batch_prefill_tokens: 5,
+        max_batch_size: 8,
+        prefix_caching: false,
+    });
+    scheduler.add(id(1), spec(0..5, 90)).unwrap();
+    let mut shard = ReferenceShard::new(100, 16);
+    for _ in 0..4 {
+        let plan = scheduler.schedule().unwrap();
+        scheduler.observe(plan.step_id, Duration::from_millis(50));
+        scheduler.apply(shard.execute(&plan)).unwrap();
+    }
+    scheduler.add(id(2), spec(10..40, 4)).unwrap();
+    assert_eq!(rows(&scheduler.schedule().unwrap()), [(1, 1), (2, 5)]);
+}
+
+#[test]
+fn a_time_that_belongs_to_no_outstanding_step_is_ignored() {
+    let mut told = Clocked::decoding(CPU, 4, 11);
+    let mut untold = Clocked::decoding(CPU, 4, 11);
+    told.scheduler.observe(u64::MAX, Duration::from_secs(1000));
+    for clocked in [&mut told, &mut untold] {
+        clocked.add(2000, 2);
+        clocked.run(10);
+    }
+    assert_eq!(told.chunks(), untold.chunks());
+}
+
+#[test]
+fn the_same_times_give_the_same_chunks() {
+    let chunks = || {
+        let mut clocked = Clocked::decoding(CPU, 8, 12);
+        (0..5).for_each(|_| clocked.add(1000, 20));
+        clocked.run(100);
+        clocked.chunks()
+    };
+    assert_eq!(chunks(), chunks());
+    assert!(chunks().iter().any(|&tokens| tokens < LIMIT));
+}
+
+#[test]
+fn observed_or_not_every_sequence_gets_the_same_tokens() {
+    let generate = |is_observed: bool| {
+        let mut clocked = Clocked::new(CPU, 13);
+        let mut tokens = vec![Vec::new(); 12];
+        (0..12).for_each(|n| clocked.add(300 + 40 * n, 30));
+        while let Some(plan) = clocked.scheduler.schedule() {
+            let time = Duration::from_secs_f64(clocked.step(&plan).secs);
+            if is_observed {
+                clocked.scheduler.observe(plan.step_id, time);
+            }
+            for event in clocked
+                .scheduler
+                .apply(clocked.shard.execute(&plan))
+                .unwrap()
+            {
+                if let SequenceEvent::Token(id, token, _) = event {
+                    tokens[id.0 as usize].push(token.token_id);
+                }
+            }
+        }
+        tokens
+    };
+    assert_eq!(generate(true), generate(false));
+}
