@@ -36,15 +36,16 @@
 //!
 //! The oldest sequence is never preempted, because only a younger one can be taken for it and it fits in all blocks when it is
 //! alone (`add` refuses longer ones). It is first in line for a row and for the prefill budget, of which `B` is the least that a plan
-//! ever has (see "Pace"), so each plan computes `B` of its tokens, or all that are left. By (1), when it is still waiting nobody is running, all blocks are free or cached, and it is admitted
+//! ever has (see "Pace"), so each plan that has prefill computes `B` of its tokens, or all
+//! that are left. By (1), when it is still waiting nobody is running, all blocks are free or cached, and it is admitted
 //! as soon as its rows in flight are applied. With at most `d` plans outstanding the oldest sequence, with a prompt of `p`
 //! tokens and `m` new ones, is thus gone after at most
 //!
 //! ```text
-//!   work(p, m) = d + ceil((p + m) / B) + m + d   plans
-//!                │   │                   │   └ until its last result is applied
-//!                │   │                   └ one per new token
-//!                │   └ recomputation of everything, if it was preempted before
+//!   work(p, m) = d + 2 ceil((p + m) / B) + m + d   plans
+//!                │   │                     │   └ until its last result is applied
+//!                │   │                     └ one per new token
+//!                │   └ recomputation of everything, if it was preempted before; twice, for the plans without prefill
 //!                └ rows in flight from before its preemption
 //! ```
 //!
@@ -56,7 +57,8 @@
 //! A step takes as long as all its rows together, so a large chunk of a prompt makes every decoding sequence wait. `observe` is told how
 //! long steps took; from that follows how many prefill tokens a step may have while others decode, so that it takes at most about 2.5
 //! times as long as it would without. With nobody decoding, or nothing observed, a step has all of `max_batch_prefill_tokens`. It
-//! always has the smaller of that and `plan::MIN_PREFILL_TOKENS`, which is `B` above.
+//! always has the smaller of that and `plan::MIN_PREFILL_TOKENS`, which is `B` above; but for one plan in seven at most, which has no
+//! prefill at all, so that the time of such a step is known.
 
 mod apply;
 mod blocks;

@@ -2,7 +2,7 @@
 
 use crate::plan::{BlockId, MIN_PREFILL_TOKENS, NewSequence, Row, SequenceId, StepPlan};
 use crate::sequence::Sequence;
-use crate::step_times::{StepShape, StepTimes, num_pairs};
+use crate::step_times::{Room, StepShape, StepTimes, num_pairs};
 use crate::{Scheduler, SchedulerConfig};
 
 /// What `apply` must know of a plan.
@@ -23,8 +23,8 @@ pub(crate) struct IssuedRow {
 /// A plan under construction.
 struct Step {
     prefill_budget: usize,
-    /// Seconds that are left for prefill; `None`: no matter.
-    room: Option<f64>,
+    /// What is left for prefill.
+    room: Room,
     shape: StepShape,
     max_rows: usize,
     new_sequences: Vec<NewSequence>,
@@ -36,7 +36,8 @@ impl Scheduler {
     /// The next plan, or `None` when there is nothing to compute and nothing to forget. Each plan must be executed after the one
     /// before it, and answered by one call of `apply`.
     pub fn schedule(&mut self) -> Option<StepPlan> {
-        let mut step = Step::new(&self.config, self.prefill_room());
+        let room = self.prefill_room();
+        let mut step = Step::new(&self.config, room);
 
         // Oldest first, so that what is short is short for the youngest.
         let mut next_arrival = 0;
@@ -60,15 +61,15 @@ impl Scheduler {
         self.issue(step)
     }
 
-    /// The seconds that the next step may spend on prefill.
-    fn prefill_room(&self) -> Option<f64> {
+    /// How much prefill the next step may have.
+    fn prefill_room(&mut self) -> Room {
         let running = self.running.values().map(|id| &self.sequences[id]);
         let num_decode_rows = running.filter(|sequence| sequence.is_decode()).count();
         let num_free_rows =
             (self.config.max_batch_size as usize).saturating_sub(self.running.len());
         let num_admissible = self.waiting.len().min(num_free_rows);
         let num_waiting = self.running.len() - num_decode_rows + num_admissible;
-        self.step_times.prefill_room(num_decode_rows, num_waiting)
+        self.step_times.room(num_decode_rows, num_waiting)
     }
 
     /// Preempts the youngest until there are blocks for more tokens of a running sequence. False: it was the youngest itself. Older
@@ -195,11 +196,15 @@ impl Scheduler {
 }
 
 impl Step {
-    fn new(config: &SchedulerConfig, room: Option<f64>) -> Self {
+    fn new(config: &SchedulerConfig, room: Room) -> Self {
+        let prefill_budget = match room {
+            Room::Nothing => 0,
+            _ => config.max_batch_prefill_tokens as usize,
+        };
         Self {
+            prefill_budget,
             room,
             shape: StepShape::default(),
-            prefill_budget: config.max_batch_prefill_tokens as usize,
             max_rows: config.max_batch_size as usize,
             new_sequences: Vec::new(),
             decode_rows: Vec::new(),
@@ -213,9 +218,10 @@ impl Step {
             return 1;
         }
         let num_computed_tokens = sequence.num_computed_tokens();
-        let fitting = self.room.map_or(usize::MAX, |seconds| {
-            times.tokens_within(seconds, num_computed_tokens)
-        });
+        let fitting = match self.room {
+            Room::Seconds(seconds) => times.tokens_within(seconds, num_computed_tokens),
+            _ => usize::MAX,
+        };
         let budget = self.prefill_budget.min(fitting);
         sequence.num_uncomputed_tokens().min(budget)
     }
@@ -225,7 +231,7 @@ impl Step {
         self.shape.num_prefill_tokens += num_tokens;
         self.shape.num_prefill_pairs += num_pairs(num_tokens, num_computed_tokens);
         self.prefill_budget -= num_tokens;
-        if let Some(seconds) = &mut self.room {
+        if let Room::Seconds(seconds) = &mut self.room {
             *seconds -= times.prefill_secs(num_tokens, num_computed_tokens);
             if *seconds < times.prefill_secs(MIN_PREFILL_TOKENS as usize, 0) {
                 self.prefill_budget = 0;

@@ -16,23 +16,25 @@ use crate::plan::MIN_PREFILL_TOKENS;
 const MAX_STEP_RATIO: f64 = 2.5;
 /// Nobody sees the difference between steps that are faster than this.
 const UNNOTICED_SECS: f64 = 0.03;
-/// Steps with prefill tell the decode time, too, once so many steps passed without one that only decodes.
-const STALE_STEPS: u64 = 64;
+/// After so many steps with prefill one only decodes, so that it is known how long that takes; earlier while little is known.
+const MAX_UNMEASURED_STEPS: usize = 64;
+const FIRST_UNMEASURED_STEPS: usize = 8;
+const NUM_FIRST_TIMES: usize = 3;
 const NUM_DECODE_TIMES: usize = 7;
 /// Row counts up to 2, 4, 8 and so on.
 const NUM_BUCKETS: usize = 16;
 /// So many pairs weigh as much as a token at first sight.
 const PAIRS_PER_TOKEN: f64 = 1024.0;
-/// The share of an error that is corrected at once, for a chunk that is large.
+/// The share of an error that is corrected at once.
 const LEARNING_RATE: f64 = 0.5;
-/// Chunks of so many tokens are believed half as much as large ones: what they add drowns in the rest of the step.
-const HALF_BELIEVED_TOKENS: f64 = 48.0;
+/// By so much of itself a decode time may be wrong. Prefill that adds less than that is believed less.
+const DECODE_NOISE: f64 = 0.2;
 /// Prefill is at least so much of its step, however fast that was.
 const LEAST_SHARE: f64 = 0.02;
 /// What costs nothing could never be seen to cost more.
 const LEAST_SECS_PER_TOKEN: f64 = 1e-9;
 /// A step can be believed to cost at most so many times what was foreseen.
-const MAX_SURPRISE: f64 = 5.0;
+const MAX_SURPRISE: f64 = 3.0;
 
 /// What a step computes, as far as its time depends on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -49,6 +51,16 @@ pub(crate) fn num_pairs(num_tokens: usize, num_computed_tokens: usize) -> f64 {
     num_tokens * (num_computed_tokens as f64 + num_tokens / 2.0)
 }
 
+/// How much prefill a step may have.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Room {
+    /// As much as there is work for: nobody waits for it, or nothing is known yet.
+    Unlimited,
+    Seconds(f64),
+    /// This step is to be measured without any.
+    Nothing,
+}
+
 /// All that was learnt.
 #[derive(Default)]
 pub(crate) struct StepTimes {
@@ -56,7 +68,6 @@ pub(crate) struct StepTimes {
     /// Of prefill without decode, where even all of the step counts as prefill, and on top of decode.
     alone: Option<PrefillCost>,
     on_top: Option<PrefillCost>,
-    num_observed: u64,
 }
 
 impl StepTimes {
@@ -66,32 +77,35 @@ impl StepTimes {
         if seconds <= 0.0 || rows + tokens == 0 {
             return;
         }
-        self.num_observed += 1;
-        let num_observed = self.num_observed;
         if tokens == 0 {
-            let bucket = &mut self.decode[bucket(rows)];
-            bucket.push(seconds);
-            bucket.measured_at = Some(num_observed);
+            self.decode[bucket(rows)].push(seconds);
         } else if rows == 0 {
-            learn(&mut self.alone, shape, seconds);
-        } else {
-            self.estimate_decode(shape, seconds);
-            let extra = seconds - self.decode_secs(rows).unwrap_or(0.0);
+            learn(&mut self.alone, shape, seconds, 0.0);
+        } else if let Some(decode) = self.decode_secs(rows) {
+            let extra = (seconds - decode).max(LEAST_SHARE * seconds);
             self.on_top = self.on_top.or(self.alone);
-            learn(&mut self.on_top, shape, extra.max(LEAST_SHARE * seconds));
+            learn(&mut self.on_top, shape, extra, DECODE_NOISE * decode);
         }
     }
 
-    /// The seconds of prefill that a step has room for. `None`: as many as there is work for, because nobody decodes or nothing is
-    /// known yet. Where more sequences wait for their prefill than decode, the few bear more, for the sake of the many.
-    pub(crate) fn prefill_room(&self, num_decode_rows: usize, num_waiting: usize) -> Option<f64> {
+    /// What the next step may have, in which so many rows decode while so many sequences wait for prefill. Where more wait than
+    /// decode, the few bear more, for the sake of the many.
+    pub(crate) fn room(&mut self, num_decode_rows: usize, num_waiting: usize) -> Room {
         if num_decode_rows == 0 || self.cost().is_none() {
-            return None;
+            return Room::Unlimited;
         }
-        let decode = self.decode_secs(num_decode_rows)?;
-        let share = (num_waiting as f64 / num_decode_rows as f64).max(1.0);
-        let longest = (MAX_STEP_RATIO * share * decode).max(UNNOTICED_SECS);
-        Some(longest - decode)
+        let known = self.decode_secs(num_decode_rows);
+        let bucket = &mut self.decode[bucket(num_decode_rows)];
+        if num_waiting == 0 || bucket.is_due(known.is_none()) {
+            bucket.num_unmeasured_steps = 1;
+            return Room::Nothing;
+        }
+        bucket.num_unmeasured_steps += 1;
+        known.map_or(Room::Unlimited, |decode| {
+            let share = (num_waiting as f64 / num_decode_rows as f64).max(1.0);
+            let longest = (MAX_STEP_RATIO * share * decode).max(UNNOTICED_SECS);
+            Room::Seconds(longest - decode)
+        })
     }
 
     /// The prefill tokens that take so long, behind so many computed ones; never less than `MIN_PREFILL_TOKENS`.
@@ -119,27 +133,6 @@ impl StepTimes {
         let nearest = lower.iter().rev().chain(higher);
         nearest.filter_map(DecodeTimes::median).next()
     }
-
-    /// Where steps that only decode are rare, what is left of a step without its prefill stands in for them.
-    fn estimate_decode(&mut self, shape: StepShape, seconds: f64) {
-        let (rows, tokens) = (
-            shape.num_decode_rows as f64,
-            shape.num_prefill_tokens as f64,
-        );
-        let num_observed = self.num_observed;
-        let bucket = &mut self.decode[bucket(shape.num_decode_rows)];
-        if bucket
-            .measured_at
-            .is_some_and(|at| num_observed - at < STALE_STEPS)
-        {
-            return;
-        }
-        let prefill = self.alone.map_or(seconds, |cost| {
-            cost.predict(tokens, shape.num_prefill_pairs)
-        });
-        let least = seconds * rows / (rows + tokens);
-        bucket.push((seconds - prefill).max(least));
-    }
 }
 
 /// Late times of steps with about as many rows, in a ring.
@@ -148,8 +141,8 @@ struct DecodeTimes {
     times: [f64; NUM_DECODE_TIMES],
     num_times: usize,
     next: usize,
-    /// The number of the last step that only decoded.
-    measured_at: Option<u64>,
+    /// Since the last step that was to be measured, with that one; 0 before the first.
+    num_unmeasured_steps: usize,
 }
 
 impl DecodeTimes {
@@ -157,6 +150,17 @@ impl DecodeTimes {
         self.times[self.next] = seconds;
         self.next = (self.next + 1) % NUM_DECODE_TIMES;
         self.num_times = NUM_DECODE_TIMES.min(self.num_times + 1);
+    }
+
+    /// Whether it is time for a step that only decodes.
+    fn is_due(&self, nothing_is_known: bool) -> bool {
+        let most = if self.num_times < NUM_FIRST_TIMES {
+            FIRST_UNMEASURED_STEPS
+        } else {
+            MAX_UNMEASURED_STEPS
+        };
+        let is_first = nothing_is_known && self.num_unmeasured_steps == 0;
+        is_first || self.num_unmeasured_steps >= most
     }
 
     fn median(&self) -> Option<f64> {
@@ -190,12 +194,12 @@ impl PrefillCost {
         2.0 * seconds / (linear + (linear * linear + 2.0 * per_pair * seconds).sqrt())
     }
 
-    fn correct(&mut self, shape: StepShape, seconds: f64) {
+    fn correct(&mut self, shape: StepShape, seconds: f64, noise: f64) {
         let tokens = shape.num_prefill_tokens as f64;
         let features = [tokens, shape.num_prefill_pairs / PAIRS_PER_TOKEN];
         let foreseen = self.predict(tokens, shape.num_prefill_pairs);
         let error = seconds.min(MAX_SURPRISE * foreseen) - foreseen;
-        let belief = LEARNING_RATE * tokens / (tokens + HALF_BELIEVED_TOKENS);
+        let belief = LEARNING_RATE * foreseen / (foreseen + noise);
         let size: f64 = features.iter().map(|feature| feature * feature).sum();
         self.weights = array::from_fn(|i| self.weights[i] + belief * error * features[i] / size);
         self.weights[0] = self.weights[0].max(LEAST_SECS_PER_TOKEN);
@@ -203,9 +207,10 @@ impl PrefillCost {
     }
 }
 
-fn learn(cost: &mut Option<PrefillCost>, shape: StepShape, seconds: f64) {
+/// `seconds` may be wrong by `noise`.
+fn learn(cost: &mut Option<PrefillCost>, shape: StepShape, seconds: f64, noise: f64) {
     match cost {
-        Some(cost) => cost.correct(shape, seconds),
+        Some(cost) => cost.correct(shape, seconds, noise),
         None => {
             let per_token = seconds / shape.num_prefill_tokens as f64;
             *cost = Some(PrefillCost {
