@@ -208,7 +208,7 @@ fn the_time_that_streams_can_spare_is_used() {
     // The first ones learn, and the last of a prompt may be short.
     let times: Vec<f64> = with_prefill.skip(5).map(|step| step.secs / 0.054).collect();
     let mean = times.iter().sum::<f64>() / times.len() as f64;
-    assert!((2.0..3.0).contains(&mean), "{mean} times the usual step");
+    assert!((1.9..2.6).contains(&mean), "{mean} times the usual step");
 }
 
 #[test]
