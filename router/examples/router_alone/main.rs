@@ -71,6 +71,7 @@ async fn latency(
     println!("{streams:>4} streams, a step every {LATENCY_STEP:?}:");
     print_times("result to event, ms", tokens);
     print_times("request to plan, ms", requests);
+    print_times("end of a step to the next plan, ms", shard.take_waits());
     Ok(())
 }
 
@@ -121,6 +122,7 @@ async fn answers(
     tokens: u32,
 ) -> anyhow::Result<Vec<Answer>> {
     shard.take_marks();
+    shard.take_waits();
     let mut load = Load::start(router.address(), streams, tokens);
     let answers = load.answers().await?;
     for answer in &answers {

@@ -49,6 +49,7 @@ pub struct ScriptedShard {
 struct State {
     step: Mutex<Duration>,
     marks: Mutex<Vec<Marks>>,
+    waits: Mutex<Vec<Duration>>,
     tasks: Mutex<JoinSet<()>>,
 }
 
@@ -73,6 +74,11 @@ impl ScriptedShard {
     /// How long each step takes from now on.
     pub fn set_step(&self, step: Duration) {
         *lock(&self.state.step) = step;
+    }
+
+    /// How long it waited for each plan that it could have begun with, since the last call.
+    pub fn take_waits(&self) -> Vec<Duration> {
+        std::mem::take(&mut lock(&self.state.waits))
     }
 
     /// What was noted since the last call, by stream.
@@ -170,7 +176,11 @@ async fn answer(
         let Some(proto::run_request::Request::Plan(plan)) = message.request else {
             continue;
         };
-        let began_at = Instant::now().max(done_at);
+        let began_at = Instant::now();
+        // Not where the router had nothing to ask for: then the sequences are new.
+        if !sequences.is_empty() && !plan.rows.is_empty() {
+            lock(&state.waits).push(began_at.duration_since(done_at));
+        }
         admit(&state, &plan, &mut sequences);
         let rows = execute(&plan, &mut sequences);
         let step = *lock(&state.step);
