@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import xml.etree.ElementTree as ElementTree
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from aiohttp import web
@@ -13,8 +16,11 @@ from bench.cases import Sizes, arrivals, percentile, shared_prefix
 from bench.limits import Machine
 from bench.load import Client, Job, LoadError, PromptMaker
 from bench.model import SHAPES, words, write_model
+from bench.peers import Peers, own_command
 from bench.plot import draw
 from bench.report import tables
+from bench.run import Comparison, Plan
+from bench.servers import Command
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -211,3 +217,73 @@ def test_report_and_plot_name_every_server_and_escape_what_they_show():
     svg = ElementTree.fromstring(draw(medians))
     labels = {element.text for element in svg.iter() if element.tag.endswith("text")}
     assert {"ours:auto", "a<b"} <= labels
+
+
+# A server in a process of its own: every answer is two events, the second of which counts the tokens as asked.
+SMALL_SERVER = """
+import json, sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        usage = {"completion_tokens": body["max_tokens"], "prompt_tokens": body["prompt"].count(" ")}
+        events = [{"choices": [{"text": " a"}]}, {"choices": [{"text": " b"}], "usage": usage}]
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write("".join(f"data: {json.dumps(event)}\\n\\n" for event in events).encode())
+
+    def log_message(self, *_):
+        pass
+
+ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def running_commands() -> list[str]:
+    commands = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            commands.append(path.read_text(errors="replace"))
+    return commands
+
+
+def test_servers_alternate_case_by_case_and_none_is_left_behind(tmp_path):
+    script = tmp_path / "small_server.py"
+    script.write_text(SMALL_SERVER)
+    commands = [Command(name, [sys.executable, str(script), "{port}"]) for name in ("ours:a", "peer:b")]
+    commands.append(Command("peer:broken", [sys.executable, "-c", "raise SystemExit('no such model')"]))
+    plan = Plan(
+        commands=commands,
+        words=words(TINY),
+        cases=["streams-1", "long-prompt"],
+        sizes=Sizes(prompt_len=4, output_len=2, rounds_1=2, long_prompt_len=30, num_long_prompts=1),
+        repeats=2,
+        seed=0,
+        folder=tmp_path,
+    )
+    comparison = Comparison(plan)
+    comparison.run()
+    order = [(row["case"], row["server"], row["repeat"]) for row in comparison.rows if row.get("case") in plan.cases]
+    pairs = [(case, repeat) for repeat in (0, 1) for case in plan.cases]
+    assert order == [(case, server, repeat) for case, repeat in pairs for server in ("ours:a", "peer:b")]
+    assert [(row["server"], row["case"]) for row in comparison.errors] == [("peer:broken", "start")]
+    assert "no such model" in str(comparison.errors[0]["error"])
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == len(comparison.rows)
+    assert not [command for command in running_commands() if str(script) in command]
+
+
+def test_a_name_of_ours_is_a_dtype_or_a_format_of_weights(tmp_path):
+    def weights(name: str) -> list[str]:
+        arguments = list(own_command(name, tmp_path, "launcher", ["--more"]).arguments)
+        return arguments[arguments.index("{port}") + 1 :]
+
+    assert weights("ours:bfloat16") == ["--dtype", "bfloat16", "--more"]
+    assert weights("ours:int8") == ["--quantize", "int8", "--more"]
+    assert weights("ours:auto") == ["--more"]
+
+
+def test_peers_that_are_not_installed_are_not_compared(tmp_path):
+    assert Peers(tmp_path).installed() == []
+    with pytest.raises(ValueError, match="no such server: other:f16"):
+        Peers(tmp_path).command("other:f16", tmp_path, 2)
