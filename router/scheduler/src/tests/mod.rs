@@ -2,6 +2,7 @@
 
 mod admission;
 mod caching;
+mod clocked;
 mod invariants;
 mod pace;
 mod protocol;
