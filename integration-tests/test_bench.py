@@ -38,10 +38,11 @@ def test_the_quick_form_measures_every_case_and_leaves_rows_tables_and_a_plot(tm
 
 
 def test_a_server_that_does_not_start_is_reported_and_the_others_are_measured(tmp_path: Path) -> None:
-    done = bench(tmp_path, "--servers", "ours:nonsense,ours:float32", "--cases", "streams-1")
+    done = bench(tmp_path, "--servers", "ours:nonsense,llama:f16,ours:float32", "--cases", "streams-1")
     assert done.returncode == 1, done.stdout + done.stderr
     measured = rows(tmp_path)
     errors = [row for row in measured if row["kind"] == "error"]
-    assert [(row["server"], row["case"]) for row in errors] == [("ours:nonsense", "start")]
-    assert "nonsense" in str(errors[0]["error"])
+    # That peer is not installed, so its model cannot be converted.
+    assert [(row["server"], row["case"]) for row in errors] == [("llama:f16", "prepare"), ("ours:nonsense", "start")]
+    assert "nonsense" in str(errors[1]["error"])
     assert [row["server"] for row in measured if row.get("case") == "streams-1"] == ["ours:float32"]

@@ -11,9 +11,11 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.bars import Medians, judge
 from bench.cases import CASES, FULL, QUICK
@@ -24,7 +26,11 @@ from bench.plot import draw
 from bench.report import tables
 from bench.run import Comparison, Plan
 
+if TYPE_CHECKING:
+    from bench.servers import Command
+
 OUR_SERVERS = ["ours:bfloat16", "ours:float32"]
+PROGRAMS = ("ours", "llama", "vllm")
 QUICK_SERVERS = ["ours:float32"]
 
 
@@ -37,12 +43,12 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     peers = Peers(arguments.work / "peers")
     names = arguments.servers or (QUICK_SERVERS if arguments.quick else OUR_SERVERS + peers.installed())
-    commands = [
-        own_command(name, model, arguments.launcher, arguments.launcher_args.split())
-        if name.startswith("ours:")
-        else peers.command(name, model, arguments.threads)
-        for name in names
-    ]
+    commands, failures = [], []
+    for name in names:
+        try:
+            commands.append(_command(name, model, peers, arguments))
+        except (subprocess.CalledProcessError, OSError) as error:
+            failures.append({"kind": "error", "server": name, "case": "prepare", "error": str(error)[:300]})
     sizes = QUICK if arguments.quick else FULL
     plan = Plan(
         commands=commands,
@@ -54,6 +60,8 @@ def main() -> int:
         folder=folder,
     )
     comparison = Comparison(plan)
+    for failure in failures:
+        comparison.write(failure)
     # Of a model that is not a model, no figure means anything.
     machine = None if arguments.quick else measure_machine()
     if machine is not None:
@@ -67,6 +75,12 @@ def main() -> int:
     (folder / "plot.svg").write_text(draw(medians))
     print(f"\n{report}\n{folder} holds results.jsonl, report.md, plot.svg and the logs of the servers")
     return 1 if comparison.errors else 0
+
+
+def _command(name: str, model: Path, peers: Peers, arguments: argparse.Namespace) -> Command:
+    if name.startswith("ours:"):
+        return own_command(name, model, arguments.launcher, arguments.launcher_args.split())
+    return peers.command(name, model, arguments.threads)
 
 
 def _arguments() -> argparse.Namespace:
@@ -88,6 +102,8 @@ def _arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if unknown := set(arguments.cases) - set(CASES):
         parser.error(f"no such case: {', '.join(sorted(unknown))}")
+    if unknown := {name for name in arguments.servers or () if name.partition(":")[0] not in PROGRAMS}:
+        parser.error(f"no such server: {', '.join(sorted(unknown))}")
     arguments.shape = arguments.shape or ("tiny" if arguments.quick else "135m")
     arguments.repeats = arguments.repeats or (1 if arguments.quick else 3)
     return arguments
