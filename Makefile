@@ -8,6 +8,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 CLIENTS_VENV := .venv-clients
+BENCH_WORK := .bench
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CARGO := cargo --locked
 PYTHON_CODE := server integration-tests tools docs
@@ -15,7 +16,7 @@ PYTHON_CODE := server integration-tests tools docs
 RUST_SOURCES := Cargo.toml Cargo.lock $(shell find kernels launcher programs router -name '*.rs' -o -name 'Cargo.toml')
 PACKAGING := pyproject.toml $(wildcard tools/*.py) $(shell find programs/text_gen.data -type f) proto/shard.proto
 
-.PHONY: help serve install test test-rust test-python test-integration test-clients gpu-check lint fmt proto clean
+.PHONY: help serve install test test-rust test-python test-integration test-clients gpu-check bench bench-peers lint fmt proto clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -57,6 +58,12 @@ fmt: $(VENV)/.dev ## format everything
 
 proto: $(VENV)/.runtime ## generate the gRPC modules of the shard (install does it too)
 	$(BIN)/python tools/generate_proto.py
+
+bench: $(VENV)/.installed $(VENV)/.dev ## measure ours beside the installed peers (ARGS: see docs/performance.md)
+	PYTHONPATH=tools $(BIN)/python -m bench --work $(BENCH_WORK) $(ARGS)
+
+bench-peers: $(VENV)/.dev ## install llama.cpp and vLLM from PyPI, for bench (minutes; ARGS="--only llama --jobs 1")
+	PYTHONPATH=tools $(BIN)/python -m bench.peers $(BENCH_WORK)/peers $(ARGS)
 
 clean: ## forget what was built; keeps the model caches
 	rm -rf $(VENV) $(CLIENTS_VENV) target server/text_gen_server/pb server/text_gen_server/native/*.so

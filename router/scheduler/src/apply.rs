@@ -1,5 +1,7 @@
 //! `apply`: what the result of a step means for each sequence. A result is checked as a whole before anything changes.
 
+use std::time::Duration;
+
 use crate::plan::{RowOutcome, RowResult, SequenceId, StepResult};
 use crate::schedule::{IssuedPlan, IssuedRow};
 use crate::{ProtocolError, Scheduler, SequenceEvent};
@@ -22,6 +24,16 @@ impl Scheduler {
             self.apply_row(&row, row_result, &mut events);
         }
         Ok(events)
+    }
+
+    /// How long the shards took for the oldest outstanding plan; to be told before its result is applied, or not at all. Without
+    /// these times `schedule` knows only `max_batch_prefill_tokens`.
+    pub fn observe(&mut self, step_id: u64, time: Duration) {
+        if let Some(issued) = self.outstanding.front()
+            && issued.step_id == step_id
+        {
+            self.step_times.observe(issued.shape, time.as_secs_f64());
+        }
     }
 
     fn matching_plan(&self, result: &StepResult) -> Result<&IssuedPlan, ProtocolError> {

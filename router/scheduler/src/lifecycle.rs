@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use crate::blocks::BlockPool;
 use crate::plan::SequenceId;
 use crate::sequence::Sequence;
+use crate::step_times::StepTimes;
 use crate::{AddError, Scheduler, SchedulerConfig, SequenceSpec, Stats};
 
 impl Scheduler {
@@ -32,6 +33,7 @@ impl Scheduler {
             running: BTreeMap::new(),
             forget: Vec::new(),
             outstanding: VecDeque::new(),
+            step_times: StepTimes::default(),
             next_arrival: 0,
             next_step_id: 1,
             num_preemptions: 0,

@@ -1,13 +1,15 @@
 //! `schedule`: what the next step computes, within the budgets and the blocks.
 
-use crate::plan::{BlockId, NewSequence, Row, SequenceId, StepPlan};
+use crate::plan::{BlockId, MIN_PREFILL_TOKENS, NewSequence, Row, SequenceId, StepPlan};
 use crate::sequence::Sequence;
+use crate::step_times::{Room, StepShape, StepTimes, num_pairs};
 use crate::{Scheduler, SchedulerConfig};
 
 /// What `apply` must know of a plan.
 pub(crate) struct IssuedPlan {
     pub(crate) step_id: u64,
     pub(crate) rows: Vec<IssuedRow>,
+    pub(crate) shape: StepShape,
 }
 
 pub(crate) struct IssuedRow {
@@ -21,6 +23,9 @@ pub(crate) struct IssuedRow {
 /// A plan under construction.
 struct Step {
     prefill_budget: usize,
+    /// What is left for prefill.
+    room: Room,
+    shape: StepShape,
     max_rows: usize,
     new_sequences: Vec<NewSequence>,
     decode_rows: Vec<(Row, IssuedRow)>,
@@ -31,13 +36,14 @@ impl Scheduler {
     /// The next plan, or `None` when there is nothing to compute and nothing to forget. Each plan must be executed after the one
     /// before it, and answered by one call of `apply`.
     pub fn schedule(&mut self) -> Option<StepPlan> {
-        let mut step = Step::new(&self.config);
+        let room = self.prefill_room();
+        let mut step = Step::new(&self.config, room);
 
         // Oldest first, so that what is short is short for the youngest.
         let mut next_arrival = 0;
         while let Some((&arrival, &id)) = self.running.range(next_arrival..).next() {
             next_arrival = arrival + 1;
-            let num_tokens = step.num_tokens_for(&self.sequences[&id]);
+            let num_tokens = step.num_tokens_for(&self.sequences[&id], &self.step_times);
             if num_tokens > 0 && self.make_room(id, num_tokens) {
                 self.push_row(id, num_tokens, &mut step);
             }
@@ -48,11 +54,22 @@ impl Scheduler {
             && let Some((_, &id)) = self.waiting.first_key_value()
             && self.admit(id, &mut step)
         {
-            let num_tokens = step.num_tokens_for(&self.sequences[&id]);
+            let num_tokens = step.num_tokens_for(&self.sequences[&id], &self.step_times);
             self.push_row(id, num_tokens, &mut step);
         }
 
         self.issue(step)
+    }
+
+    /// How much prefill the next step may have.
+    fn prefill_room(&mut self) -> Room {
+        let running = self.running.values().map(|id| &self.sequences[id]);
+        let num_decode_rows = running.filter(|sequence| sequence.is_decode()).count();
+        let num_free_rows =
+            (self.config.max_batch_size as usize).saturating_sub(self.running.len());
+        let num_admissible = self.waiting.len().min(num_free_rows);
+        let num_waiting = self.running.len() - num_decode_rows + num_admissible;
+        self.step_times.room(num_decode_rows, num_waiting)
     }
 
     /// Preempts the youngest until there are blocks for more tokens of a running sequence. False: it was the youngest itself. Older
@@ -126,6 +143,7 @@ impl Scheduler {
         let new_block_ids: Vec<BlockId> =
             residence.block_table[residence.num_sent_blocks..].to_vec();
         residence.num_sent_blocks = residence.block_table.len();
+        let num_computed_tokens = residence.num_computed_tokens;
         residence.num_computed_tokens += num_tokens;
         sequence.num_rows_in_flight += 1;
         sequence.num_unknown_tokens += usize::from(samples);
@@ -143,9 +161,10 @@ impl Scheduler {
             samples,
         };
         if is_decode {
+            step.shape.num_decode_rows += 1;
             step.decode_rows.push((row, issued));
         } else {
-            step.prefill_budget -= num_tokens;
+            step.take_prefill(num_tokens, num_computed_tokens, &self.step_times);
             step.prefill_rows.push((row, issued));
         }
     }
@@ -165,6 +184,7 @@ impl Scheduler {
         self.outstanding.push_back(IssuedPlan {
             step_id,
             rows: issued_rows,
+            shape: step.shape,
         });
         Some(StepPlan {
             step_id,
@@ -176,9 +196,15 @@ impl Scheduler {
 }
 
 impl Step {
-    fn new(config: &SchedulerConfig) -> Self {
+    fn new(config: &SchedulerConfig, room: Room) -> Self {
+        let prefill_budget = match room {
+            Room::Nothing => 0,
+            _ => config.max_batch_prefill_tokens as usize,
+        };
         Self {
-            prefill_budget: config.max_batch_prefill_tokens as usize,
+            prefill_budget,
+            room,
+            shape: StepShape::default(),
             max_rows: config.max_batch_size as usize,
             new_sequences: Vec::new(),
             decode_rows: Vec::new(),
@@ -187,11 +213,29 @@ impl Step {
     }
 
     /// Tokens of a running sequence that this step computes; 0 when all of them are in flight or the prefill budget is spent.
-    fn num_tokens_for(&self, sequence: &Sequence) -> usize {
+    fn num_tokens_for(&self, sequence: &Sequence, times: &StepTimes) -> usize {
         if sequence.is_decode() {
-            1
-        } else {
-            sequence.num_uncomputed_tokens().min(self.prefill_budget)
+            return 1;
+        }
+        let num_computed_tokens = sequence.num_computed_tokens();
+        let fitting = match self.room {
+            Room::Seconds(seconds) => times.tokens_within(seconds, num_computed_tokens),
+            _ => usize::MAX,
+        };
+        let budget = self.prefill_budget.min(fitting);
+        sequence.num_uncomputed_tokens().min(budget)
+    }
+
+    /// Takes a chunk out of the budget, which is spent, too, when there is no time for another.
+    fn take_prefill(&mut self, num_tokens: usize, num_computed_tokens: usize, times: &StepTimes) {
+        self.shape.num_prefill_tokens += num_tokens;
+        self.shape.num_prefill_pairs += num_pairs(num_tokens, num_computed_tokens);
+        self.prefill_budget -= num_tokens;
+        if let Room::Seconds(seconds) = &mut self.room {
+            *seconds -= times.prefill_secs(num_tokens, num_computed_tokens);
+            if *seconds < times.prefill_secs(MIN_PREFILL_TOKENS as usize, 0) {
+                self.prefill_budget = 0;
+            }
         }
     }
 

@@ -82,6 +82,12 @@ impl Sequence {
         }
     }
 
+    /// Tokens whose K/V is in the blocks once the issued plans are executed.
+    pub(crate) fn num_computed_tokens(&self) -> usize {
+        let residence = self.residence.as_ref();
+        residence.map_or(0, |residence| residence.num_computed_tokens)
+    }
+
     /// Its next row computes just the token sampled last.
     pub(crate) fn is_decode(&self) -> bool {
         self.num_uncomputed_tokens() == 1 && self.len() > self.prompt_len

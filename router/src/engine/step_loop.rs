@@ -124,6 +124,7 @@ impl StepLoop {
     /// Takes the step into account and hands every sequence what it meant for it.
     fn apply(&mut self, step: ShardStep) -> Result<(), EngineError> {
         let received_at = Instant::now();
+        self.scheduler.observe(step.result.step_id, step.compute);
         let events = self.scheduler.apply(step.result).map_err(lost)?;
         let applied_at = Instant::now();
         for event in events {

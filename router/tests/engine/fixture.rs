@@ -27,6 +27,10 @@ pub struct Fixture {
 
 impl Fixture {
     pub async fn start(scripts: Vec<Script>) -> Self {
+        Self::start_with(scripts, 16).await
+    }
+
+    pub async fn start_with(scripts: Vec<Script>, max_batch_prefill_tokens: u32) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let start = |script| ScriptedShard::start(folder.path(), script);
         let shards: Vec<ScriptedShard> = scripts.into_iter().map(start).collect();
@@ -35,7 +39,7 @@ impl Fixture {
         let group = ShardGroup::connect(&sockets, deadline).await.unwrap();
         group.info(deadline, |_| ()).await.unwrap();
         let parameters = PrepareParameters {
-            max_batch_prefill_tokens: 16,
+            max_batch_prefill_tokens,
             max_batch_size: 8,
             max_total_tokens: 0,
             max_batch_total_tokens: 0,

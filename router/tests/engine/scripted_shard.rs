@@ -63,6 +63,8 @@ pub struct Script {
     pub held: bool,
     /// Refuses this step.
     pub fails_at_step: Option<u64>,
+    /// What a step is said to take for each of its tokens, in microseconds.
+    pub compute_us_per_token: u64,
     /// The logits of these sequences are not finite.
     pub numerical_errors: Vec<u64>,
 }
@@ -77,6 +79,7 @@ impl Default for Script {
             num_blocks: 64,
             held: false,
             fails_at_step: None,
+            compute_us_per_token: 1,
             numerical_errors: Vec::new(),
         }
     }
@@ -396,6 +399,8 @@ impl Mirrors {
                 return Err(format!("{} is known already", new.sequence_id));
             }
         }
+        let tokens = plan.rows.iter().map(|row| row.num_scheduled_tokens);
+        let num_tokens: u64 = tokens.map(u64::from).sum();
         let mut rows = Vec::new();
         for row in &plan.rows {
             let mask = masks.get(&row.sequence_id).map_or(&[][..], Vec::as_slice);
@@ -404,7 +409,7 @@ impl Mirrors {
         Ok(proto::StepResult {
             step_id: plan.step_id,
             rows: if script.rank == 0 { rows } else { Vec::new() },
-            compute_us: 1,
+            compute_us: num_tokens * script.compute_us_per_token,
         })
     }
 

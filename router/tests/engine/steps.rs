@@ -182,3 +182,38 @@ async fn an_idle_engine_sleeps() {
     assert!(!progress.has_changed().unwrap());
     assert_eq!(fixture.shards[0].num_plans(), num_plans);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_prompt_comes_in_small_chunks_beside_a_running_sequence_and_whole_without_one() {
+    let script = Script {
+        held: true,
+        num_blocks: 256,
+        compute_us_per_token: 100_000,
+        ..Script::default()
+    };
+    let mut fixture = Fixture::start_with(vec![script], 1000).await;
+    let long: Vec<u32> = (0..200).collect();
+    let mut alone = fixture.submit(&long, 1);
+    fixture.shards[0].release(2);
+    assert_eq!(read(&mut alone).await.1, Ok(FinishReason::Length));
+
+    let running = fixture.submit(&[7, 8, 9], 400);
+    let mut progress = fixture.engine.watch_progress();
+    fixture.shards[0].release(8);
+    reached(&mut progress, |progress| progress.num_steps >= 10).await;
+    let other: Vec<u32> = (500..700).collect();
+    let mut stream = fixture.submit(&other, 1);
+    reached(&mut progress, |progress| progress.num_queued == 1).await;
+    fixture.shards[0].release_all();
+    assert_eq!(read(&mut stream).await.0, continuation(&other, 1));
+
+    let plans = fixture.shards[0].plans(1).await;
+    let chunks = |id: u64| -> Vec<u32> {
+        let rows = plans.iter().flat_map(|plan| &plan.rows);
+        let of_id = rows.filter(|row| row.sequence_id == id);
+        of_id.map(|row| row.num_scheduled_tokens).collect()
+    };
+    assert_eq!(chunks(0), [200]);
+    assert_eq!(chunks(2), [vec![16; 12], vec![8]].concat());
+    drop(running);
+}

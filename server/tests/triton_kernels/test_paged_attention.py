@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from triton_kernels.paged import Shape, Step, make_step
 from text_gen_server.triton_kernels import plain
 from text_gen_server.triton_kernels.paged_attention import (
     MAX_SPLITS,
@@ -14,6 +13,8 @@ from text_gen_server.triton_kernels.paged_attention import (
     choose_num_splits,
     paged_attention,
 )
+
+from triton_kernels.paged import Shape, Step, make_step
 
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 SCALE = Scores(0.125)

@@ -2,7 +2,9 @@
 
 mod admission;
 mod caching;
+mod clocked;
 mod invariants;
+mod pace;
 mod protocol;
 mod random;
 mod reference_shard;
