@@ -182,8 +182,10 @@ fn build_app(
             info.vocab_size
         );
     }
+    let generator = Generator::new(engine, tokenizer, limits, info.vocab_size);
+    generator.prepare_grammars();
     Ok(App {
-        generator: Generator::new(engine, tokenizer, limits, info.vocab_size),
+        generator,
         info: Arc::new(info),
         limits,
         tenant: Tenant::default(),

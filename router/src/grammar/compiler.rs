@@ -47,7 +47,7 @@ const LIMITS: ParserLimits = ParserLimits {
 pub struct GrammarCompiler {
     tokenizer: Arc<Tokenizer>,
     vocab_size: u32,
-    /// Made when it is first needed: it takes a while, and most servers never need it.
+    /// Made when it is first needed, or by `prepare`: it takes a while.
     factory: OnceLock<Result<Arc<ParserFactory>, GrammarError>>,
     num_running: Arc<AtomicUsize>,
 }
@@ -60,6 +60,13 @@ impl GrammarCompiler {
             vocab_size,
             factory: OnceLock::new(),
             num_running: Arc::default(),
+        }
+    }
+
+    /// Makes what all grammars share. One that is compiled meanwhile waits for it.
+    pub fn prepare(&self) {
+        if let Err(error) = self.factory() {
+            tracing::warn!("{error}");
         }
     }
 
