@@ -5,6 +5,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use futures::stream::{SelectAll, Stream, StreamExt, unfold};
@@ -86,6 +87,16 @@ impl Generator {
         }
     }
 
+    /// Makes ready what a first grammar would wait for, on a thread of its own.
+    pub fn prepare_grammars(&self) {
+        let validator = self.validator.clone();
+        let preparation = move || validator.prepare_grammars();
+        let thread = thread::Builder::new().name("grammar".to_owned());
+        if let Err(error) = thread.spawn(preparation) {
+            tracing::debug!("no thread prepares grammars: {error}");
+        }
+    }
+
     /// Starts a tenant's request. Refused at once when as many sequences are running as the server allows.
     pub async fn generate(
         &self,
@@ -95,14 +106,14 @@ impl Generator {
         let started = Instant::now();
         let num_sequences = self.validator.num_sequences(&request)?;
         let permits = self.acquire(num_sequences)?;
-        let valid = self.validator.validate(request).await?;
+        let mut valid = self.validator.validate(request).await?;
         let validation_time = started.elapsed();
 
         let submitted_at = Instant::now();
         let mut sequences = SelectAll::new();
         for idx in 0..valid.num_sequences {
             let sequence = valid.sequence(idx, tenant.cache_salt);
-            let tokens = self.engine.submit(sequence, valid.constraint())?;
+            let tokens = self.engine.submit(sequence, valid.take_constraint(idx))?;
             let stop = valid.stop.clone();
             let tokenizer = self.tokenizer.clone();
             let format = valid.message_format.clone();

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::config::Config;
-use crate::config::limits::{final_limits, prepare_parameters};
+use crate::config::limits::{final_limits, prepare_parameters, within_positions};
 use crate::engine::{EngineHandle, StepLoop};
 use crate::generation::Generator;
 use crate::http::{self, App, ResponseStore};
@@ -110,10 +110,14 @@ async fn prepare_shards(
     let info = group.info(deadline, show_loaded).await?;
 
     show_phase("sizing the KV cache".to_string());
-    let parameters = prepare_parameters(&config.limits, &info)?;
+    let (flags, warnings) = within_positions(config.limits.clone(), &info);
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    let parameters = prepare_parameters(&flags, &info);
     let deadline = Instant::now() + config.shard_connect_timeout;
     let kv_cache = group.prepare(&parameters, deadline).await?;
-    let limits = final_limits(&config.limits, &info, &parameters, &kv_cache)?;
+    let limits = final_limits(&flags, &info, &parameters, &kv_cache)?;
     tracing::info!(
         architecture = info.architecture,
         device = info.device_name,
@@ -178,8 +182,10 @@ fn build_app(
             info.vocab_size
         );
     }
+    let generator = Generator::new(engine, tokenizer, limits, info.vocab_size);
+    generator.prepare_grammars();
     Ok(App {
-        generator: Generator::new(engine, tokenizer, limits, info.vocab_size),
+        generator,
         info: Arc::new(info),
         limits,
         tenant: Tenant::default(),

@@ -245,6 +245,8 @@ pub struct Limits {
 }
 
 #[cfg(test)]
+pub(crate) mod mutation;
+#[cfg(test)]
 pub(crate) mod random;
 
 #[cfg(test)]

@@ -49,7 +49,7 @@
 //!                └ rows in flight from before its preemption
 //! ```
 //!
-//! Then the next one is the oldest. So a sequence is gone after at most the sum of `work` over itself and the sequences that
+//! (plans in which it was not paused; who pauses a sequence must end that). Then the next one is the oldest. So a sequence is gone after at most the sum of `work` over itself and the sequences that
 //! were there when it arrived, whatever arrives later.
 //!
 //! # Pace

@@ -72,6 +72,21 @@ impl Scheduler {
         known
     }
 
+    /// Gives a running sequence no further row until `unpause`: what it may say next is not known yet. It keeps its blocks and its place
+    /// among the `max_batch_size`. One that is not running is not kept from its admission.
+    pub fn pause(&mut self, id: SequenceId) {
+        if let Some(sequence) = self.sequences.get_mut(&id) {
+            sequence.is_paused = true;
+        }
+    }
+
+    /// Ends `pause`.
+    pub fn unpause(&mut self, id: SequenceId) {
+        if let Some(sequence) = self.sequences.get_mut(&id) {
+            sequence.is_paused = false;
+        }
+    }
+
     /// No sequence, and the shards were told so. Results may still be outstanding.
     pub fn is_idle(&self) -> bool {
         self.sequences.is_empty() && self.forget.is_empty()

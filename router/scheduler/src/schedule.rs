@@ -27,6 +27,8 @@ struct Step {
     room: Room,
     shape: StepShape,
     max_rows: usize,
+    /// Running sequences without a row that must find a place in a later step.
+    num_paused: usize,
     new_sequences: Vec<NewSequence>,
     decode_rows: Vec<(Row, IssuedRow)>,
     prefill_rows: Vec<(Row, IssuedRow)>,
@@ -43,6 +45,10 @@ impl Scheduler {
         let mut next_arrival = 0;
         while let Some((&arrival, &id)) = self.running.range(next_arrival..).next() {
             next_arrival = arrival + 1;
+            if self.sequences[&id].is_paused {
+                step.num_paused += 1;
+                continue;
+            }
             let num_tokens = step.num_tokens_for(&self.sequences[&id], &self.step_times);
             if num_tokens > 0 && self.make_room(id, num_tokens) {
                 self.push_row(id, num_tokens, &mut step);
@@ -206,6 +212,7 @@ impl Step {
             room,
             shape: StepShape::default(),
             max_rows: config.max_batch_size as usize,
+            num_paused: 0,
             new_sequences: Vec::new(),
             decode_rows: Vec::new(),
             prefill_rows: Vec::new(),
@@ -242,7 +249,7 @@ impl Step {
     /// Whether another sequence may start in this step. While prefill budget is left, each running sequence that has something to
     /// compute has a row, so `max_batch_size` holds for later steps too.
     fn can_admit(&self) -> bool {
-        let num_rows = self.decode_rows.len() + self.prefill_rows.len();
+        let num_rows = self.decode_rows.len() + self.prefill_rows.len() + self.num_paused;
         num_rows < self.max_rows && self.prefill_budget > 0
     }
 }

@@ -23,6 +23,8 @@ pub(crate) struct Sequence {
     pub(crate) num_rows_in_flight: usize,
     /// Rows in flight that sample a token.
     pub(crate) num_unknown_tokens: usize,
+    /// No further row until it is told otherwise.
+    pub(crate) is_paused: bool,
     /// Prompt log-probabilities that the shards sent since the last admission.
     pub(crate) num_received_logprobs: usize,
     /// Prompt log-probabilities that were reported as events.
@@ -61,6 +63,7 @@ impl Sequence {
             sampling: spec.sampling,
             num_rows_in_flight: 0,
             num_unknown_tokens: 0,
+            is_paused: false,
             num_received_logprobs: 0,
             num_reported_logprobs: 0,
             residence: None,

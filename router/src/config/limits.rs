@@ -69,22 +69,31 @@ pub fn mistakes(flags: &LimitFlags) -> Vec<String> {
     mistakes
 }
 
-/// What the shards are asked to make room for.
-pub fn prepare_parameters(
-    flags: &LimitFlags,
-    info: &ShardInfo,
-) -> Result<PrepareParameters, LimitError> {
+/// The flags as far as the positions of the model reach, and what is to be said about those that reach further. TGI runs on beyond
+/// them, into text that the model never learnt to write.
+pub fn within_positions(mut flags: LimitFlags, info: &ShardInfo) -> (LimitFlags, Vec<String>) {
     let longest = info.max_model_len;
-    if let Some(total) = flags.max_total_tokens.filter(|&total| total > longest) {
-        return Err(LimitError(format!(
-            "--max-total-tokens {total} is above the {longest} positions of the model"
-        )));
-    }
-    if let Some(input) = flags.max_input_tokens.filter(|&input| input >= longest) {
-        return Err(LimitError(format!(
-            "--max-input-tokens {input} must be less than the {longest} positions of the model"
-        )));
-    }
+    let mut warnings = Vec::new();
+    let mut lower = |name: &str, limit: &mut Option<u32>, highest: u32| {
+        if let Some(given) = limit.filter(|&given| given > highest) {
+            *limit = Some(highest);
+            warnings.push(format!(
+                "{name} {given} is lowered to {highest}: the model has {longest} positions"
+            ));
+        }
+    };
+    lower("--max-total-tokens", &mut flags.max_total_tokens, longest);
+    lower(
+        "--max-input-tokens",
+        &mut flags.max_input_tokens,
+        longest.saturating_sub(1),
+    );
+    (flags, warnings)
+}
+
+/// What the shards are asked to make room for.
+pub fn prepare_parameters(flags: &LimitFlags, info: &ShardInfo) -> PrepareParameters {
+    let longest = info.max_model_len;
     let on_cpu = info.device == "cpu";
     let max_total_tokens = flags.max_total_tokens.unwrap_or(longest);
     let max_input_tokens = flags
@@ -102,7 +111,7 @@ pub fn prepare_parameters(
     } else {
         ACCELERATOR_BATCH_SIZE
     };
-    Ok(PrepareParameters {
+    PrepareParameters {
         max_batch_prefill_tokens: flags
             .max_batch_prefill_tokens
             .unwrap_or(default_prefill_tokens),
@@ -110,7 +119,7 @@ pub fn prepare_parameters(
         max_total_tokens: flags.max_total_tokens.unwrap_or(0),
         max_batch_total_tokens: flags.max_batch_total_tokens.unwrap_or(0).into(),
         block_size: flags.block_size.unwrap_or(0),
-    })
+    }
 }
 
 /// What requests may ask for, now that the KV cache is there.
@@ -215,7 +224,7 @@ mod tests {
         info: &ShardInfo,
         kv_cache: KvCache,
     ) -> Result<Limits, LimitError> {
-        let prepared = prepare_parameters(flags, info)?;
+        let prepared = prepare_parameters(flags, info);
         final_limits(flags, info, &prepared, &kv_cache)
     }
 
@@ -258,7 +267,7 @@ mod tests {
         flags.max_batch_prefill_tokens = Some(64);
         flags.max_batch_size = Some(3);
         flags.max_batch_total_tokens = Some(400);
-        let prepared = prepare_parameters(&flags, &info("cuda", 4096)).unwrap();
+        let prepared = prepare_parameters(&flags, &info("cuda", 4096));
         assert_eq!(
             (prepared.max_total_tokens, prepared.max_batch_total_tokens),
             (200, 400)
@@ -275,17 +284,38 @@ mod tests {
     }
 
     #[test]
-    fn limits_above_the_model_are_refused() {
-        let mut above = flags();
-        above.max_total_tokens = Some(4097);
-        let error = limits(&above, &info("cuda", 4096), kv_cache(1000)).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "--max-total-tokens 4097 is above the 4096 positions of the model"
-        );
+    fn limits_above_the_positions_are_lowered_and_it_is_said() {
         let mut above = flags();
         above.max_input_tokens = Some(4096);
-        assert!(limits(&above, &info("cuda", 4096), kv_cache(1000)).is_err());
+        above.max_total_tokens = Some(4097);
+        let (within, warnings) = within_positions(above, &info("cuda", 4096));
+        assert_eq!(
+            (within.max_input_tokens, within.max_total_tokens),
+            (Some(4095), Some(4096))
+        );
+        assert_eq!(
+            warnings[0],
+            "--max-total-tokens 4097 is lowered to 4096: the model has 4096 positions"
+        );
+        assert_eq!(warnings.len(), 2);
+        let limits = limits(&within, &info("cuda", 4096), kv_cache(1000)).unwrap();
+        assert_eq!(
+            (limits.max_input_tokens, limits.max_total_tokens),
+            (4095, 4096)
+        );
+    }
+
+    #[test]
+    fn limits_up_to_the_positions_are_kept() {
+        let mut all = flags();
+        all.max_input_tokens = Some(4095);
+        all.max_total_tokens = Some(4096);
+        let (within, warnings) = within_positions(all, &info("cuda", 4096));
+        assert_eq!(
+            (within.max_input_tokens, within.max_total_tokens),
+            (Some(4095), Some(4096))
+        );
+        assert_eq!(warnings, Vec::<String>::new());
     }
 
     #[test]

@@ -40,6 +40,8 @@ struct MethodMetrics {
     step: Histogram,
     /// The longest step of late: an older one counts for less with every step.
     usual_step: Option<Duration>,
+    /// Of the last few; zero before the first.
+    average_step: Duration,
 }
 
 /// A plan that the shards have not answered.
@@ -112,6 +114,7 @@ impl EngineMetrics {
             .usual_step
             .map_or(Duration::ZERO, |usual| usual / 100 * 99);
         method.usual_step = Some(faded.max(step));
+        method.average_step = (method.average_step * 7 + step) / 8;
         method.success.increment(1);
         method.step.record(step);
         method
@@ -153,6 +156,11 @@ impl EngineMetrics {
         self.method(plan.is_prefill).usual_step
     }
 
+    /// How long the last steps took in which nothing but next tokens was computed; zero before the first.
+    pub(super) fn average_decode_step(&self) -> Duration {
+        self.decode.average_step
+    }
+
     fn method(&self, is_prefill: bool) -> &MethodMetrics {
         if is_prefill {
             &self.prefill
@@ -173,6 +181,7 @@ impl MethodMetrics {
             filter: histogram!("tgi_batch_filter_duration", "method" => method),
             step: histogram!("text_gen_step_duration", "method" => method),
             usual_step: None,
+            average_step: Duration::ZERO,
         }
     }
 }

@@ -15,11 +15,10 @@ use tokio::select;
 use tokio::sync::mpsc;
 use tokio::time::sleep_until;
 
-use super::constraints::{Constraints, LateMask};
+use super::constraints::{Constraints, LateMask, Pushed};
 use super::metrics::{EngineMetrics, SentPlan};
 use super::sequences::OpenSequences;
 use super::{EngineError, EngineHandle, Progress, Shared, Submission, TokenEvent};
-use crate::grammar::{Constraint, GrammarError};
 use crate::shard::{RunStreams, ShardStep};
 
 /// Plans that the shards may have without having answered: the step they compute, and the one after.
@@ -103,7 +102,7 @@ impl StepLoop {
                 }
                 () = passed(drain_until) => return Ok(()),
                 Some(submission) = self.submissions.recv() => self.accept(submission),
-                (id, constraint) = self.constraints.next() => self.resume(id, constraint),
+                pushed = self.constraints.next() => self.resume(pushed),
                 step = self.shards.next_step() => self.apply(step.map_err(lost)?)?,
             }
         }
@@ -116,6 +115,9 @@ impl StepLoop {
         {
             let masks = self.constraints.of_plan(&plan);
             self.shards.send(&plan, &masks);
+            for id in self.constraints.slow_rows(&plan) {
+                self.scheduler.pause(id);
+            }
             self.sequences.admit(&plan, Instant::now());
             self.outstanding.push_back(self.metrics.plan_sent(&plan));
         }
@@ -150,11 +152,15 @@ impl StepLoop {
     }
 
     /// A constraint has taken its token, or cannot: its sequence then ends.
-    fn resume(&mut self, id: SequenceId, constraint: Result<Constraint, GrammarError>) {
-        match constraint {
+    fn resume(&mut self, Pushed { id, outcome, took }: Pushed) {
+        match outcome {
             Ok(constraint) => {
-                let late_mask = self.constraints.resume(id, constraint);
-                late_mask.into_iter().for_each(|mask| self.send_late(&mask));
+                let step = self.metrics.average_decode_step();
+                match self.constraints.resume(id, constraint, took, step) {
+                    // Another row is on its way, whose token will come here again.
+                    Some(mask) => self.send_late(&mask),
+                    None => self.scheduler.unpause(id),
+                }
             }
             Err(error) => {
                 self.scheduler.cancel(id);

@@ -47,7 +47,7 @@ const LIMITS: ParserLimits = ParserLimits {
 pub struct GrammarCompiler {
     tokenizer: Arc<Tokenizer>,
     vocab_size: u32,
-    /// Made when it is first needed: it takes a while, and most servers never need it.
+    /// Made when it is first needed, or by `prepare`: it takes a while.
     factory: OnceLock<Result<Arc<ParserFactory>, GrammarError>>,
     num_running: Arc<AtomicUsize>,
 }
@@ -63,9 +63,17 @@ impl GrammarCompiler {
         }
     }
 
+    /// Makes what all grammars share. One that is compiled meanwhile waits for it.
+    pub fn prepare(&self) {
+        if let Err(error) = self.factory() {
+            tracing::warn!("{error}");
+        }
+    }
+
     /// The constraint of a grammar, before its first token. Takes milliseconds, at most some seconds: not for an async thread.
     pub fn compile(&self, grammar: &Grammar) -> Result<Constraint, GrammarError> {
         check_size(grammar)?;
+        self.check_alternatives(grammar)?;
         let grammar = top_level(grammar)?;
         self.compile_top_level(grammar)
     }
@@ -81,9 +89,37 @@ impl GrammarCompiler {
         let tool_list = tools.map_or(&[][..], |tools| &tools.tools);
         let bytes = tool_list.iter().map(|tool| tool.parameters.len()).sum();
         check_bytes(bytes)?;
+        content.map_or(Ok(()), |content| self.check_alternatives(content))?;
+        for tool in tool_list {
+            let named = |error| match error {
+                GrammarError::Invalid(reason) => {
+                    GrammarError::Invalid(format!("tool `{}`: {reason}", tool.name))
+                }
+                error => error,
+            };
+            self.check_one_of(&tool.parameters).map_err(named)?;
+        }
         let grammar = tool_grammar(format, tools, content, &self.tokenizer)?;
         self.compile_top_level(grammar)
             .map_err(|error| self.blame(error, tool_list))
+    }
+
+    fn check_alternatives(&self, grammar: &Grammar) -> Result<(), GrammarError> {
+        match grammar {
+            Grammar::JsonSchema(text) => self.check_one_of(text),
+            _ => Ok(()),
+        }
+    }
+
+    /// The alternatives of a `oneOf` must exclude each other as the client wrote them. Those that do so only since their objects were
+    /// closed would give values that fit several.
+    fn check_one_of(&self, schema: &str) -> Result<(), GrammarError> {
+        if !schema.contains("\"oneOf\"") {
+            return Ok(());
+        }
+        let open = schema::read_open(schema)?;
+        let compiled = self.compile_top_level(TopLevelGrammar::from_json_schema(open));
+        compiled.map(|_| ())
     }
 
     /// The same error of the tool alone, if one has it.

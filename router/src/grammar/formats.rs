@@ -1,5 +1,5 @@
-//! Formats of JSON schema more strictly than the grammar library takes them, so that what validators refuse is never written: 30 February, the
-//! second 60, host names without end.
+//! Formats and bounds of JSON schema more strictly than the grammar library takes them, so that what validators refuse is never
+//! written: 30 February, the second 60, host names without end, a bound that does not belong to its range.
 
 use serde_json::{Map, Value};
 
@@ -8,6 +8,8 @@ use super::schema::each;
 /// RFC 1035, and RFC 5321 for the whole address.
 const MAX_HOSTNAME_CHARS: usize = 253;
 const MAX_EMAIL_CHARS: usize = 254;
+/// Of a bound that is 1 or less; of others it is a part.
+const SMALLEST_STEP: f64 = 1e-9;
 
 /// Days that exist, of years with four digits.
 const DATE: &str = concat!(
@@ -28,6 +30,7 @@ pub(super) fn tighten(schema: &mut Value) {
         return;
     };
     narrow(fields);
+    include_bounds(fields);
     for (keyword, value) in fields.iter_mut() {
         match keyword.as_str() {
             "properties" | "patternProperties" | "$defs" | "definitions" | "dependentSchemas" => {
@@ -56,6 +59,30 @@ fn narrow(fields: &mut Map<String, Value>) {
         _ => return,
     };
     fields.entry("pattern").or_insert(Value::String(pattern));
+}
+
+/// The library writes the bound itself where a fraction must be above it or below it, so the next billionth takes its place.
+fn include_bounds(fields: &mut Map<String, Value>) {
+    if fields.get("type").is_some_and(|kind| kind == "integer") {
+        return;
+    }
+    for (exclusive, inclusive, sign) in [
+        ("exclusiveMinimum", "minimum", 1.0),
+        ("exclusiveMaximum", "maximum", -1.0),
+    ] {
+        let Some(bound) = fields.get(exclusive).and_then(Value::as_f64) else {
+            continue;
+        };
+        let beyond = bound + sign * bound.abs().max(1.0) * SMALLEST_STEP;
+        let other = fields.get(inclusive).and_then(Value::as_f64);
+        // Whichever leaves less.
+        let narrower = match other {
+            Some(other) if sign * other > sign * beyond => other,
+            _ => beyond,
+        };
+        fields.remove(exclusive);
+        fields.insert(inclusive.to_owned(), Value::from(narrower));
+    }
 }
 
 fn limit(fields: &mut Map<String, Value>, max_chars: usize) {

@@ -12,6 +12,9 @@ mod tool_grammar;
 mod tool_schema;
 mod vocabulary;
 
+#[cfg(test)]
+mod fuzz;
+
 pub use budget::ReasoningBudget;
 pub use compiler::GrammarCompiler;
 pub use constraint::Constraint;

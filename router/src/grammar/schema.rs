@@ -17,6 +17,15 @@ pub(super) fn any_object() -> Result<Value, GrammarError> {
 
 /// A schema from its text, with the compiler's options in it.
 pub(super) fn read(text: &str) -> Result<Value, GrammarError> {
+    let mut schema = read_open(text)?;
+    if !composes(&schema) {
+        close(&mut schema, true);
+    }
+    Ok(schema)
+}
+
+/// The same with objects as open as the client left them.
+pub(super) fn read_open(text: &str) -> Result<Value, GrammarError> {
     let invalid = |error: serde_json::Error| GrammarError::Invalid(error.to_string());
     let schema: Value = serde_json::from_str(text).map_err(invalid)?;
     let mut schema = match schema {
@@ -31,9 +40,6 @@ pub(super) fn read(text: &str) -> Result<Value, GrammarError> {
         whitespace_pattern: Some(WHITESPACE.to_owned()),
         ..JsonCompileOptions::default()
     };
-    if !composes(&schema) {
-        close(&mut schema, true);
-    }
     tighten(&mut schema);
     // Replaces options in the client's schema, which could ask the compiler to be lenient.
     options.apply_to(&mut schema);

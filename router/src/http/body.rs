@@ -9,7 +9,6 @@ use axum::Json;
 use axum::body::{Bytes, HttpBody};
 use axum::extract::{FromRequest, Request};
 use axum::http::StatusCode;
-use axum::http::header::CONNECTION;
 use axum::response::{IntoResponse, Response};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -65,8 +64,7 @@ async fn read<T: DeserializeOwned>(request: Request, state: &HttpState) -> Resul
 
 fn late(allowed: Duration) -> Response {
     let message = format!("the body did not arrive within {} s", allowed.as_secs());
-    let error = ApiError::new(StatusCode::REQUEST_TIMEOUT, message, "timeout");
-    ([(CONNECTION, "close")], error).into_response()
+    ApiError::new(StatusCode::REQUEST_TIMEOUT, message, "timeout").into_response()
 }
 
 /// A JSON object. A derived type alone would also accept an array of its fields in order.

@@ -101,6 +101,10 @@ pub struct ChatBody {
     #[schema(ignore)]
     audio: Option<IgnoredAny>,
     #[schema(ignore)]
+    function_call: Option<IgnoredAny>,
+    #[schema(ignore)]
+    functions: Option<IgnoredAny>,
+    #[schema(ignore)]
     moderation: Option<IgnoredAny>,
     #[schema(ignore)]
     web_search_options: Option<IgnoredAny>,
@@ -243,6 +247,9 @@ pub fn request(mut body: ChatBody, streamed: bool) -> Result<Request, Validation
     let modalities = body.modalities.as_deref().unwrap_or_default();
     body::refuse_given(&[
         ("audio", body.audio.is_some()),
+        // What `tools` and `tool_choice` took the place of, with answers of another shape.
+        ("function_call", body.function_call.is_some()),
+        ("functions", body.functions.is_some()),
         ("modalities", modalities.iter().any(|name| name != "text")),
         ("moderation", body.moderation.is_some()),
         ("web_search_options", body.web_search_options.is_some()),
@@ -308,4 +315,37 @@ fn template_variables(given: Option<Value>) -> Result<Vec<(String, Value)>, Vali
         Ok((name.to_string(), value))
     };
     names.map(variable).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_assistant_thought_earlier_reaches_the_template() {
+        let body = r#"{"messages": [
+            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+            {"role": "assistant", "content": null, "reasoning_content": "Hm.", "tool_calls": []},
+            {"role": "user", "content": "c"}
+        ]}"#;
+        let mut body: ChatBody = serde_json::from_str(body).unwrap();
+        let chat = body.take_chat().unwrap();
+        let message = |idx: usize| chat.messages.get_item(&Value::from(idx)).unwrap();
+        assert_eq!(message(0).get_attr("content").unwrap(), Value::from("ab"));
+        let thought = message(1).get_attr("reasoning_content").unwrap();
+        assert_eq!(thought, Value::from("Hm."));
+    }
+
+    #[test]
+    fn functions_are_refused_because_tools_took_their_place() {
+        for field in [
+            r#""functions": [{"name": "f"}]"#,
+            r#""function_call": "auto""#,
+        ] {
+            let body = format!(r#"{{"messages": [{{"role": "user", "content": "a"}}], {field}}}"#);
+            let body: ChatBody = serde_json::from_str(&body).unwrap();
+            let error = request(body, false).unwrap_err().to_string();
+            assert!(error.contains("is not supported"), "{error}");
+        }
+    }
 }

@@ -1,16 +1,20 @@
 //! One connection, HTTP/1.1 or HTTP/2, with a deadline for everything that its client can be slow at. Knows no route; what a client
 //! that stays away or stops reading held is given back by closing its connection.
 
+use std::convert::Infallible;
 use std::io::{self, ErrorKind, IoSlice};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
-use axum::http::Request;
-use hyper::body::Incoming;
+use axum::body::{Body, Bytes, HttpBody};
+use axum::http::header::CONNECTION;
+use axum::http::{HeaderValue, Request, Version};
+use axum::response::Response;
+use hyper::body::{Frame, Incoming, SizeHint};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
@@ -69,7 +73,7 @@ pub async fn serve(
     let noticed = requested.clone();
     let service = TowerToHyperService::new(tower::service_fn(move |request: Request<Incoming>| {
         noticed.notify_one();
-        router.clone().oneshot(request.map(Body::new))
+        answer(router.clone(), request)
     }));
     let io = TokioIo::new(WriteTimeout::new(stream, limits.write_timeout));
     let builder = builder(limits);
@@ -96,6 +100,56 @@ pub async fn serve(
                 connection.as_mut().graceful_shutdown();
             }
         }
+    }
+}
+
+/// What a client has sent of a body that nobody wants is not read on, so that its connection ends with the answer. The answer says so:
+/// the client would send its next request into a connection that is gone.
+async fn answer(router: Router, request: Request<Incoming>) -> Result<Response, Infallible> {
+    let is_http1 = request.version() < Version::HTTP_2;
+    let unread = Arc::new(AtomicBool::new(!request.body().is_end_stream()));
+    let watched = |body| WatchedBody {
+        body,
+        unread: unread.clone(),
+    };
+    let mut response = router
+        .oneshot(request.map(|body| Body::new(watched(body))))
+        .await?;
+    if is_http1 && unread.load(Ordering::Relaxed) {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(CONNECTION, close);
+    }
+    Ok(response)
+}
+
+/// The body of a request, which tells when all of it was read.
+struct WatchedBody {
+    body: Incoming,
+    unread: Arc<AtomicBool>,
+}
+
+impl HttpBody for WatchedBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let this = self.get_mut();
+        let frame = Pin::new(&mut this.body).poll_frame(context);
+        if matches!(frame, Poll::Ready(None)) || this.body.is_end_stream() {
+            this.unread.store(false, Ordering::Relaxed);
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

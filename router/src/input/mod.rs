@@ -50,11 +50,13 @@ impl ValidRequest {
         self.sampling.do_sample.then_some(seed)
     }
 
-    /// What the tokens of a sequence must obey, from their beginning.
-    pub fn constraint(&self) -> Option<Constraint> {
-        self.constraint
-            .as_ref()
-            .map(Constraint::for_another_sequence)
+    /// What the tokens of a sequence must obey, from their beginning. The last sequence gets the one that was compiled.
+    pub fn take_constraint(&mut self, sequence_idx: usize) -> Option<Constraint> {
+        if sequence_idx + 1 == self.num_sequences {
+            return self.constraint.take();
+        }
+        let compiled = self.constraint.as_ref();
+        compiled.map(Constraint::for_another_sequence)
     }
 
     /// `cache_salt` is the tenant's.
@@ -102,6 +104,13 @@ impl Validator {
             limits,
             vocab_size,
             workers: Arc::new(Semaphore::new(limits.validation_workers.max(1))),
+        }
+    }
+
+    /// Makes ready what a first grammar would wait for. Takes a while.
+    pub fn prepare_grammars(&self) {
+        if self.limits.grammar_support {
+            self.grammars.prepare();
         }
     }
 

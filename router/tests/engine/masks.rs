@@ -115,7 +115,8 @@ async fn a_constrained_sequence_that_is_preempted_goes_on_as_if_it_were_not() {
         ..Script::default()
     })
     .await;
-    let mut free: Vec<TokenStream> = (0..2).map(|n| fixture.submit(&[n, n], 22)).collect();
+    // They fill all blocks, however fast the third is.
+    let mut free: Vec<TokenStream> = (0..2).map(|n| fixture.submit(&[n, n], 30)).collect();
     let mut constrained = submit(&fixture, 60, model.regex("[a-z]{90}"));
     for stream in &mut free {
         assert_eq!(read(stream).await.1, Ok(FinishReason::Length));
@@ -187,4 +188,25 @@ async fn two_ranks_give_what_one_gives() {
     let two = Fixture::start(vec![rank(0), rank(1)]).await;
     let mut stream = submit(&two, 20, model.regex("[0-9a-f]{12}"));
     assert_eq!(read(&mut stream).await, expected);
+}
+
+/// Its masks take some milliseconds, because what counts is told by a letter far back.
+fn slow(model: &Model) -> Constraint {
+    model.regex(r"(.|\n)*a(.|\n){16}")
+}
+
+#[tokio::test]
+async fn sequences_beside_slow_masks_are_the_same_as_alone() {
+    let model = Model::load();
+    let fixture = Fixture::one_shard(Script::default()).await;
+    let mut constrained: Vec<TokenStream> =
+        (0..3).map(|_| submit(&fixture, 10, slow(&model))).collect();
+    let mut free = fixture.submit(&[1, 2, 3], 30);
+    assert_eq!(read(&mut free).await.0, continuation(&[1, 2, 3], 30));
+    let expected = read(&mut constrained[0]).await;
+    for stream in &mut constrained[1..] {
+        assert_eq!(read(stream).await, expected);
+    }
+    fixture.idle().await;
+    assert_eq!(fixture.shards[0].num_sequences(), 0);
 }

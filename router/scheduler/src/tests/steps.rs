@@ -204,3 +204,44 @@ fn prompt_logprobs_are_reported_per_chunk() {
     let expected = SequenceEvent::PromptLogprobs(id(1), vec![-1.0; 15]);
     assert_eq!(events, [expected]);
 }
+
+#[test]
+fn a_paused_sequence_has_no_row_and_keeps_its_place() {
+    let mut scheduler = Scheduler::new(SchedulerConfig {
+        max_batch_size: 2,
+        ..config()
+    });
+    for sequence_id in 1..=3 {
+        scheduler.must_add(sequence_id, spec(0..2, 9));
+    }
+    let plan = scheduler.must_schedule();
+    assert_eq!(rows(&plan), [(1, 2), (2, 2)]);
+    scheduler.pause(id(1));
+    let next = scheduler.must_schedule();
+    assert_eq!(rows(&next), [(2, 1)], "nobody takes its place");
+    let events = scheduler.must_apply(tokens(&plan, &[(1, 5), (2, 6)]));
+    assert_eq!(events.len(), 2, "what is in flight arrives");
+    scheduler.must_apply(tokens(&next, &[(2, 7)]));
+    scheduler.unpause(id(1));
+    assert_eq!(rows(&scheduler.must_schedule()), [(1, 1), (2, 1)]);
+}
+
+#[test]
+fn with_all_sequences_paused_there_is_nothing_to_compute() {
+    let mut scheduler = Scheduler::new(config());
+    scheduler.must_add(1, spec(0..2, 9));
+    let plan = scheduler.must_schedule();
+    scheduler.pause(id(1));
+    assert_eq!(scheduler.schedule(), None);
+    scheduler.must_apply(tokens(&plan, &[(1, 5)]));
+    assert_eq!(scheduler.schedule(), None);
+    assert!(!scheduler.is_idle());
+    scheduler.cancel(id(1));
+    scheduler.unpause(id(1));
+    assert!(
+        scheduler
+            .schedule()
+            .is_some_and(|plan| plan.rows.is_empty())
+    );
+    assert!(scheduler.is_idle());
+}

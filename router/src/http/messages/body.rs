@@ -5,36 +5,69 @@ use minijinja::Value as TemplateValue;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use super::super::body::{self, Object, TextOr};
 use super::super::conversation;
 use super::super::openai;
+use super::super::openapi::described::AnthropicText;
 use super::content::{self, TextBlock, TypedMessage};
 use crate::input::ValidationError;
 use crate::types::{Chat, Grammar, Parameters, Prompt, Request, Tool, ToolChoice, ToolUse};
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
+#[schema(as = AnthropicRequest)]
 pub struct MessagesBody {
+    /// Repeated in the answer; the served model answers whatever its name.
     pub model: Option<String>,
+    /// Most tokens of the answer. Needed for an answer, not for a count.
+    #[schema(minimum = 1, example = 20)]
     max_tokens: Option<u32>,
+    /// The conversation. A last message of the assistant is continued.
+    #[schema(value_type = Vec<TypedMessage>)]
     messages: Vec<Object<TypedMessage>>,
+    /// Instructions that come before the conversation.
+    #[schema(value_type = Option<AnthropicText>)]
     system: Option<TextOr<TextBlock>>,
+    /// What the model may call.
+    #[schema(value_type = Option<Vec<AnyTool>>)]
     tools: Option<Vec<Object<TypedTool>>>,
+    /// Whether it may or must call.
+    #[schema(value_type = Option<TypedChoice>)]
     tool_choice: Option<Object<TypedChoice>>,
+    /// Whether a model that can should think before it answers.
+    #[schema(value_type = Option<Thinking>)]
     thinking: Option<Object<Thinking>>,
+    /// What ends an answer, and is not a part of it.
     pub stop_sequences: Option<Vec<String>>,
+    /// 0 takes the likeliest tokens; below 1 likely tokens become likelier, above 1 less so.
+    #[schema(minimum = 0)]
     temperature: Option<f64>,
+    /// Choose among the likeliest tokens that together have this probability. 1 is off.
+    #[schema(exclusive_minimum = 0, maximum = 1)]
     top_p: Option<f64>,
+    /// Choose among so many likeliest tokens. 0 is off.
+    #[schema(minimum = 0)]
     top_k: Option<i32>,
+    /// Choose among tokens that have at least this share of the likeliest one's probability.
+    #[schema(minimum = 0, maximum = 1)]
     min_p: Option<f64>,
+    /// The same seed draws the same tokens.
+    #[schema(format = "uint64")]
     seed: Option<u64>,
+    /// Answer with events.
     pub stream: Option<bool>,
+    #[schema(value_type = Option<OutputConfig>)]
     output_config: Option<Object<OutputConfig>>,
     /// The older place of `output_config.format`.
+    #[schema(value_type = Option<OutputFormat>)]
     output_format: Option<Object<OutputFormat>>,
     // Read only to be refused.
+    #[schema(ignore)]
     container: Option<IgnoredAny>,
+    #[schema(ignore)]
     context_management: Option<IgnoredAny>,
+    #[schema(ignore)]
     mcp_servers: Option<Vec<IgnoredAny>>,
 }
 
@@ -42,12 +75,15 @@ pub struct MessagesBody {
 #[serde(try_from = "AnyTool")]
 struct TypedTool(Tool);
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
+#[schema(as = AnthropicTool)]
 struct AnyTool {
     #[serde(rename = "type")]
+    #[schema(example = "custom")]
     kind: Option<String>,
     name: String,
     description: Option<String>,
+    /// A JSON schema of the input. It is needed.
     input_schema: Option<Value>,
 }
 
@@ -72,15 +108,18 @@ impl TryFrom<AnyTool> for TypedTool {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
+#[schema(as = AnthropicToolChoice)]
 struct TypedChoice {
     #[serde(rename = "type")]
+    #[schema(inline)]
     kind: ChoiceKind,
+    /// Of the tool that must be called.
     name: Option<String>,
     disable_parallel_tool_use: Option<bool>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 enum ChoiceKind {
     Auto,
@@ -89,14 +128,17 @@ enum ChoiceKind {
     None,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
+#[schema(as = AnthropicThinking)]
 struct Thinking {
     #[serde(rename = "type")]
+    #[schema(inline)]
     kind: ThinkingKind,
+    /// Most tokens of thinking.
     budget_tokens: Option<u64>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 enum ThinkingKind {
     Enabled,
@@ -105,20 +147,27 @@ enum ThinkingKind {
     BetweenTools,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
+#[schema(as = AnthropicOutputConfig)]
 struct OutputConfig {
+    /// How much a model should think, for templates that know the word.
     effort: Option<String>,
+    #[schema(value_type = Option<OutputFormat>)]
     format: Option<Object<OutputFormat>>,
 }
 
-#[derive(Deserialize)]
+/// What the text of an answer must be.
+#[derive(Deserialize, ToSchema)]
+#[schema(as = AnthropicOutputFormat)]
 struct OutputFormat {
     #[serde(rename = "type")]
+    #[schema(inline)]
     kind: FormatKind,
+    /// A JSON schema.
     schema: Value,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 enum FormatKind {
     JsonSchema,

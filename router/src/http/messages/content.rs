@@ -3,17 +3,22 @@
 
 use serde::Deserialize;
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use super::super::body::{Object, TextOr};
 use super::super::conversation::Conversation;
+use super::super::openapi::described::{AnthropicBlocks, AnthropicText};
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
+#[schema(as = AnthropicMessageParam)]
 pub struct TypedMessage {
+    #[schema(inline)]
     role: Role,
+    #[schema(value_type = AnthropicBlocks)]
     content: TextOr<Block>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 enum Role {
     User,
@@ -21,9 +26,10 @@ enum Role {
     System,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
-enum Block {
+#[schema(as = AnthropicBlock)]
+pub enum Block {
     Text {
         text: String,
     },
@@ -35,18 +41,21 @@ enum Block {
     ToolUse {
         id: String,
         name: String,
+        #[schema(value_type = Object)]
         input: Value,
     },
     ToolResult {
         tool_use_id: String,
+        #[schema(value_type = Option<AnthropicText>)]
         content: Option<TextOr<TextBlock>>,
         is_error: Option<bool>,
     },
 }
 
 /// A block where only text is possible.
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[schema(as = AnthropicTextBlock)]
 pub enum TextBlock {
     Text { text: String },
 }

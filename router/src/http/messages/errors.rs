@@ -2,17 +2,23 @@
 
 use axum::http::StatusCode;
 use serde::Serialize;
+use utoipa::ToSchema;
 
-#[derive(Serialize)]
+/// What went wrong. In a stream it is the last event.
+#[derive(Serialize, ToSchema)]
+#[schema(as = AnthropicErrorResponse)]
 pub struct AnthropicError {
     #[serde(rename = "type")]
+    #[schema(example = "error")]
     kind: &'static str,
+    #[schema(inline)]
     error: ErrorObject,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct ErrorObject {
     #[serde(rename = "type")]
+    #[schema(example = "invalid_request_error")]
     kind: &'static str,
     message: String,
 }

@@ -1,7 +1,7 @@
 //! `/v1/messages`: Anthropic's surface. A conversation in, one message of blocks out, streamed or whole; errors in Anthropic's shape.
 
 mod body;
-mod content;
+pub mod content;
 mod writer;
 
 pub mod errors;
@@ -10,23 +10,23 @@ use axum::Json;
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::answer::{self, Answer, Step, Usage};
 use super::body::{JsonBody, Object};
 use super::errors::ApiError;
 use super::openapi::TAG;
-use super::openapi::described::AnyObject;
 use super::openapi::refusals::OfMessages;
 use super::{App, Ready, metrics, openai, sse};
 use body::MessagesBody;
-use writer::MessageWriter;
+use writer::{Message, MessageEvent, MessageWriter};
 
 /// Answer in the form of Anthropic's Messages
 #[utoipa::path(
     post, path = "/v1/messages", operation_id = "create_message", tag = TAG,
-    request_body(content = AnyObject, description = "As of `messages.create`"),
+    request_body = MessagesBody,
     responses(
-        (status = 200, description = "The message, streamed if `stream` is true", content((AnyObject = "application/json"), (AnyObject = "text/event-stream"))),
+        (status = 200, description = "The message, streamed if `stream` is true", content((Message = "application/json"), (MessageEvent = "text/event-stream"))),
         OfMessages
     )
 )]
@@ -64,7 +64,8 @@ async fn whole(
     Ok((headers, Json(writer.into_message())).into_response())
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = AnthropicTokenCount)]
 pub struct TokenCount {
     input_tokens: usize,
 }
@@ -72,9 +73,9 @@ pub struct TokenCount {
 /// Count the tokens that the prompt of a message has
 #[utoipa::path(
     post, path = "/v1/messages/count_tokens", operation_id = "count_message_tokens", tag = TAG,
-    request_body(content = AnyObject, description = "As of `messages.count_tokens`"),
+    request_body = MessagesBody,
     responses(
-        (status = 200, description = "The number", body = AnyObject),
+        (status = 200, description = "The number", body = TokenCount),
         OfMessages
     )
 )]

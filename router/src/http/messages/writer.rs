@@ -4,32 +4,40 @@
 use axum::response::sse::{Event, KeepAlive};
 use serde::Serialize;
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use super::super::answer::{Step, Usage};
 use super::super::blocks::{Block, BlockEvent, Blocks};
 use super::super::errors::ApiError;
 use super::super::openai;
+use super::super::openapi::described::AnthropicStopReason;
 use super::super::sse::{self, EventWriter};
 use super::errors;
 use crate::generation::Progress;
 use crate::output::{Finish, TextDelta};
 
-#[derive(Clone, Serialize)]
+#[derive(Clone, Serialize, ToSchema)]
+#[schema(as = AnthropicMessage)]
 pub struct Message {
     id: String,
     #[serde(rename = "type")]
+    #[schema(example = "message")]
     kind: &'static str,
+    #[schema(example = "assistant")]
     role: &'static str,
     model: String,
     content: Vec<Content>,
+    /// `null` at the start of a stream.
+    #[schema(value_type = Option<AnthropicStopReason>)]
     stop_reason: Option<&'static str>,
     stop_sequence: Option<String>,
     usage: MessageUsage,
 }
 
-#[derive(Clone, Serialize)]
+#[derive(Clone, Serialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
-enum Content {
+#[schema(as = AnthropicContent)]
+pub enum Content {
     Text {
         text: String,
     },
@@ -41,22 +49,25 @@ enum Content {
     ToolUse {
         id: String,
         name: String,
+        #[schema(value_type = Object)]
         input: Value,
     },
 }
 
 /// Tokens of the prompt that were computed and that were found in the prefix cache, which together are the prompt.
-#[derive(Clone, Copy, Serialize)]
-struct MessageUsage {
+#[derive(Clone, Copy, Serialize, ToSchema)]
+#[schema(as = AnthropicUsage)]
+pub struct MessageUsage {
     input_tokens: usize,
     cache_creation_input_tokens: u32,
     cache_read_input_tokens: u32,
     output_tokens: usize,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
-enum MessageEvent {
+#[schema(as = AnthropicEvent)]
+pub enum MessageEvent {
     MessageStart {
         message: Message,
     },
@@ -79,9 +90,10 @@ enum MessageEvent {
     MessageStop,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 #[serde(tag = "type")]
-enum Delta {
+#[schema(as = AnthropicDelta)]
+pub enum Delta {
     #[serde(rename = "text_delta")]
     Text { text: String },
     #[serde(rename = "thinking_delta")]
@@ -92,8 +104,10 @@ enum Delta {
     InputJson { partial_json: String },
 }
 
-#[derive(Serialize)]
-struct StopDelta {
+#[derive(Serialize, ToSchema)]
+#[schema(as = AnthropicStopDelta)]
+pub struct StopDelta {
+    #[schema(value_type = Option<AnthropicStopReason>)]
     stop_reason: Option<&'static str>,
     stop_sequence: Option<String>,
 }

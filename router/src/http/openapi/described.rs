@@ -4,8 +4,6 @@
 // Every type is read by the derive alone.
 #![allow(dead_code)]
 
-use std::collections::HashMap;
-
 use serde::Serialize;
 use serde_json::Value;
 use utoipa::openapi::{RefOr, Schema};
@@ -17,6 +15,8 @@ use crate::http::completion_stream::Chunk;
 use crate::http::completions::{Completion as CompletionFinal, CompletionBody};
 use crate::http::generate::{GenerateBody, GenerateResponse};
 use crate::http::generate_stream::StreamResponse;
+use crate::http::messages::content::{Block, TextBlock};
+use crate::http::responses::items::{Part as ResponsePart, TypedItem};
 use crate::http::tokenize::SimpleToken;
 
 // Native routes.
@@ -328,7 +328,46 @@ pub enum Content {
     Parts(Vec<Part>),
 }
 
-/// An object of an API whose shape its own documentation tells.
+/// What a response answers: a text, or items.
+#[derive(ToSchema)]
+#[serde(untagged)]
+pub enum ResponseInput {
+    Text(String),
+    Items(Vec<TypedItem>),
+}
+
+/// A text, or parts of one.
+#[derive(ToSchema)]
+#[serde(untagged)]
+pub enum ResponseContent {
+    Text(String),
+    Parts(Vec<ResponsePart>),
+}
+
+// Routes of Anthropic.
+
+/// A text, or blocks of text.
+#[derive(ToSchema)]
+#[serde(untagged)]
+pub enum AnthropicText {
+    Text(String),
+    Blocks(Vec<TextBlock>),
+}
+
+/// A text, or blocks.
+#[derive(ToSchema)]
+#[serde(untagged)]
+pub enum AnthropicBlocks {
+    Text(String),
+    Blocks(Vec<Block>),
+}
+
+/// Why a message ended: its natural end, the limit, a stop sequence, or calls of tools.
 #[derive(Serialize, ToSchema)]
-#[schema(value_type = HashMap<String, Value>)]
-pub struct AnyObject(HashMap<String, Value>);
+#[serde(rename_all = "snake_case")]
+pub enum AnthropicStopReason {
+    EndTurn,
+    MaxTokens,
+    StopSequence,
+    ToolUse,
+}

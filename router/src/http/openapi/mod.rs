@@ -61,6 +61,7 @@ pub const TAG: &str = "Text Generation Inference";
         errors::OpenAiError,
         openai_errors::OpenAiError,
         described::Completion,
+        messages::errors::AnthropicError,
     )),
     tags((name = TAG, description = "All routes"))
 )]

@@ -39,7 +39,7 @@ impl IntoResponses for OfStored {
 impl IntoResponses for OfMessages {
     fn responses() -> Responses {
         let error = |(status, description): (u16, &str)| {
-            let content = Content::new(Some(Ref::from_schema_name("AnyObject")));
+            let content = Content::new(Some(Ref::from_schema_name("AnthropicErrorResponse")));
             let builder = ResponseBuilder::new().description(description);
             response(status, builder.content("application/json", content))
         };

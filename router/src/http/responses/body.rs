@@ -8,10 +8,12 @@ use minijinja::Value as TemplateValue;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
+use utoipa::ToSchema;
 
 use super::super::body::{self, Object, OneOrMany, TextOr};
 use super::super::conversation::Conversation;
 use super::super::openai;
+use super::super::openapi::described::ResponseInput;
 use super::items::Item;
 use super::object::{Asked, Reasoning, TextConfig};
 use super::tools;
@@ -20,62 +22,110 @@ use crate::types::{Chat, Grammar, Parameters, Prompt, Request};
 
 const MAX_METADATA: usize = 16;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
+#[schema(as = ResponseRequest)]
 pub struct ResponseBody {
+    /// Repeated in the answer; the served model answers whatever its name.
     pub model: Option<String>,
+    /// What is answered. It is needed.
+    #[schema(value_type = Option<ResponseInput>)]
     input: Option<TextOr<Object<Item>>>,
+    /// What comes before the input, and is not kept for later turns.
     instructions: Option<String>,
+    /// The response that this one continues.
     pub previous_response_id: Option<String>,
+    /// Most tokens of the answer, reasoning included.
+    #[schema(minimum = 1, example = 20)]
     max_output_tokens: Option<u32>,
+    /// Repeated in the answer.
     max_tool_calls: Option<u32>,
+    /// 0 takes the likeliest tokens; below 1 likely tokens become likelier, above 1 less so.
+    #[schema(minimum = 0)]
     temperature: Option<f64>,
+    /// Choose among the likeliest tokens that together have this probability. 1 is off.
+    #[schema(exclusive_minimum = 0, maximum = 1)]
     top_p: Option<f64>,
+    /// Choose among so many likeliest tokens.
+    #[schema(minimum = 1)]
     top_k: Option<i32>,
+    /// Choose among tokens that have at least this share of the likeliest one's probability.
+    #[schema(minimum = 0, maximum = 1)]
     min_p: Option<f64>,
+    /// Taken from a token's logit for each time that it was generated.
+    #[schema(minimum = -2, maximum = 2)]
     frequency_penalty: Option<f64>,
+    /// Taken from a token's logit if it was generated before.
+    #[schema(minimum = -2, maximum = 2)]
     presence_penalty: Option<f64>,
+    /// The same seed draws the same tokens.
+    #[schema(format = "uint64")]
     seed: Option<u64>,
+    /// What ends an answer, and is not a part of it.
     stop: Option<OneOrMany>,
+    /// With `message.output_text.logprobs` in `include`: tell so many of the likeliest tokens at each place.
     top_logprobs: Option<u32>,
     include: Option<Vec<String>>,
+    /// What the model may call.
+    #[schema(value_type = Option<Vec<tools::AnyTool>>)]
     tools: Option<Vec<Object<tools::TypedTool>>>,
+    /// Whether it may or must call.
     tool_choice: Option<tools::TypedChoice>,
+    /// Calls of several tools in one answer.
     parallel_tool_calls: Option<bool>,
+    /// What the text of the answer must be.
+    #[schema(value_type = Option<TypedText>)]
     text: Option<Object<TypedText>>,
+    #[schema(value_type = Option<TypedReasoning>)]
     reasoning: Option<Object<TypedReasoning>>,
+    #[schema(example = "disabled")]
     truncation: Option<String>,
+    /// Answer with events.
     pub stream: Option<bool>,
+    /// Keep the response, which is the default.
     store: Option<bool>,
+    /// Answer at once, and generate without the client.
     background: Option<bool>,
+    /// At most 16 entries, repeated in the answer.
     metadata: Option<BTreeMap<String, String>>,
     user: Option<String>,
     safety_identifier: Option<String>,
     prompt_cache_key: Option<String>,
     // Read only to be refused.
+    #[schema(ignore)]
     context_management: Option<IgnoredAny>,
+    #[schema(ignore)]
     conversation: Option<IgnoredAny>,
+    #[schema(ignore)]
     moderation: Option<IgnoredAny>,
+    #[schema(ignore)]
     prompt: Option<IgnoredAny>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
+#[schema(as = ResponseTextRequest)]
 struct TypedText {
+    #[schema(value_type = Option<TypedFormat>)]
     format: Option<Object<TypedFormat>>,
     verbosity: Option<String>,
 }
 
-#[derive(Deserialize)]
-struct TypedFormat {
+#[derive(Deserialize, ToSchema)]
+#[schema(as = ResponseTextFormat)]
+pub struct TypedFormat {
     #[serde(rename = "type")]
+    #[schema(example = "json_schema")]
     kind: String,
     name: Option<String>,
     description: Option<String>,
+    /// A JSON schema.
     schema: Option<Value>,
     strict: Option<bool>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
+#[schema(as = ResponseReasoningRequest)]
 struct TypedReasoning {
+    /// How much a model should think, for templates that know the word.
     effort: Option<String>,
 }
 

@@ -2,6 +2,7 @@
 //! whole answer and a streamed one cannot differ.
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::super::answer;
 use super::super::blocks::{Block, BlockEvent, Blocks};
@@ -12,15 +13,17 @@ use super::object::{Failure, IncompleteDetails, ResponseObject, Status, Usage};
 use crate::output::{Finish, MessagePart, TextDelta, Token};
 
 /// An event with its place in the stream.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = ResponseEvent)]
 pub struct Event {
     #[serde(flatten)]
     pub kind: EventKind,
     sequence_number: u64,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 #[serde(tag = "type")]
+#[schema(as = ResponseEventKind)]
 pub enum EventKind {
     #[serde(rename = "response.created")]
     Created { response: Box<ResponseObject> },
@@ -96,7 +99,8 @@ pub enum EventKind {
 }
 
 /// The item that an event is about.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = ResponseEventPlace)]
 pub struct At {
     item_id: String,
     output_index: usize,

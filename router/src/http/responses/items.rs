@@ -1,15 +1,19 @@
 //! Items: what goes into and comes out of a response, and what is stored of both. Messages, reasoning, calls of functions and their
 //! outputs; all other kinds need tools that run on the server, and there are none.
 
-use serde::{Deserialize, Serialize};
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use super::super::body::TextOr;
 use super::super::conversation::Conversation;
 use super::super::openai;
+use super::super::openapi::described::ResponseContent;
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case", try_from = "TypedItem")]
+#[schema(as = ResponseItem)]
 pub enum Item {
     Message {
         id: String,
@@ -39,8 +43,9 @@ pub enum Item {
     },
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = ResponseItemStatus)]
 pub enum ItemStatus {
     InProgress,
     #[default]
@@ -48,8 +53,9 @@ pub enum ItemStatus {
     Incomplete,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = ResponseRole)]
 pub enum Role {
     User,
     Assistant,
@@ -57,8 +63,9 @@ pub enum Role {
     Developer,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[schema(as = ResponsePart)]
 pub enum Part {
     InputText {
         text: String,
@@ -67,7 +74,7 @@ pub enum Part {
         text: String,
         #[serde(default)]
         annotations: Vec<Value>,
-        #[serde(default, skip_deserializing)]
+        #[serde(default, deserialize_with = "unread")]
         logprobs: Vec<TokenLogprob>,
     },
     Refusal {
@@ -79,6 +86,12 @@ pub enum Part {
     SummaryText {
         text: String,
     },
+}
+
+/// Log-probabilities that a client gives back are not the server's any more.
+fn unread<'de, D: Deserializer<'de>>(given: D) -> Result<Vec<TokenLogprob>, D::Error> {
+    IgnoredAny::deserialize(given)?;
+    Ok(Vec::new())
 }
 
 impl Part {
@@ -102,14 +115,16 @@ impl Part {
 }
 
 /// What a function gave back.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(untagged)]
+#[schema(as = ResponseFunctionOutput)]
 pub enum Output {
     Text(String),
     Parts(Vec<Part>),
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = ResponseLogprob)]
 pub struct TokenLogprob {
     pub token: String,
     pub bytes: Vec<u8>,
@@ -117,27 +132,33 @@ pub struct TokenLogprob {
     pub top_logprobs: Vec<TopLogprob>,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = ResponseTopLogprob)]
 pub struct TopLogprob {
     pub token: String,
     pub bytes: Vec<u8>,
     pub logprob: f32,
 }
 
-/// An item as a client types it.
-#[derive(Deserialize)]
-struct TypedItem {
+/// An item as a client types it. Which fields it needs depends on its type; without one it is a message.
+#[derive(Deserialize, ToSchema)]
+#[schema(as = ResponseInputItem)]
+pub struct TypedItem {
     #[serde(rename = "type")]
+    #[schema(example = "message")]
     kind: Option<String>,
     id: Option<String>,
     status: Option<ItemStatus>,
     role: Option<Role>,
+    #[schema(value_type = Option<ResponseContent>)]
     content: Option<TextOr<Part>>,
     summary: Option<Vec<Part>>,
     encrypted_content: Option<String>,
     call_id: Option<String>,
     name: Option<String>,
+    /// JSON text of an object.
     arguments: Option<String>,
+    #[schema(value_type = Option<ResponseContent>)]
     output: Option<TextOr<Part>>,
 }
 

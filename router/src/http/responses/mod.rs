@@ -2,7 +2,7 @@
 //! fetched, continued and cancelled. What is kept lives in this process and has one owner, `ResponseStore`.
 
 mod body;
-mod items;
+pub mod items;
 mod object;
 mod tools;
 
@@ -20,12 +20,12 @@ use axum::response::sse::Event as SseEvent;
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::answer;
 use super::body::{JsonBody, Object};
 use super::errors::ApiError;
 use super::openapi::TAG;
-use super::openapi::described::AnyObject;
 use super::openapi::refusals::{OfGenerations, OfStored};
 use super::{App, Ready, metrics, openai, sse};
 use crate::input::ValidationError;
@@ -42,9 +42,9 @@ const DEFAULT_LISTED: usize = 20;
 /// Answer in the form of OpenAI's Responses
 #[utoipa::path(
     post, path = "/v1/responses", operation_id = "create_response", tag = TAG,
-    request_body(content = AnyObject, description = "As of `responses.create`"),
+    request_body = ResponseBody,
     responses(
-        (status = 200, description = "The response, streamed if `stream` is true", content((AnyObject = "application/json"), (AnyObject = "text/event-stream"))),
+        (status = 200, description = "The response, streamed if `stream` is true", content((ResponseObject = "application/json"), (Event = "text/event-stream"))),
         OfGenerations
     )
 )]
@@ -123,7 +123,7 @@ pub struct RetrieveQuery {
     get, path = "/v1/responses/{id}", operation_id = "retrieve_response", tag = TAG,
     params(("id" = String, Path, description = "Of the response")),
     responses(
-        (status = 200, description = "The response", body = AnyObject),
+        (status = 200, description = "The response", body = ResponseObject),
         (status = 404, description = "There is no such response"),
         OfStored
     )
@@ -140,9 +140,11 @@ pub async fn retrieve(
     app.responses.get(&id).map(Json).ok_or_else(|| unknown(&id))
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = ResponseDeleted)]
 pub struct Deleted {
     id: String,
+    #[schema(example = "response")]
     object: &'static str,
     deleted: bool,
 }
@@ -152,7 +154,7 @@ pub struct Deleted {
     delete, path = "/v1/responses/{id}", operation_id = "delete_response", tag = TAG,
     params(("id" = String, Path, description = "Of the response")),
     responses(
-        (status = 200, description = "It is forgotten", body = AnyObject),
+        (status = 200, description = "It is forgotten", body = Deleted),
         (status = 404, description = "There is no such response"),
         OfStored
     )
@@ -173,7 +175,7 @@ pub async fn delete(Ready(app): Ready, Path(id): Path<String>) -> Result<Json<De
     post, path = "/v1/responses/{id}/cancel", operation_id = "cancel_response", tag = TAG,
     params(("id" = String, Path, description = "Of the response")),
     responses(
-        (status = 200, description = "The response so far", body = AnyObject),
+        (status = 200, description = "The response so far", body = ResponseObject),
         (status = 404, description = "There is no such response"),
         OfStored
     )
@@ -203,9 +205,12 @@ enum Order {
     Desc,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = ResponseItemList)]
 pub struct ItemList {
+    #[schema(example = "list")]
     object: &'static str,
+    #[schema(value_type = Vec<Item>)]
     data: Vec<Arc<Item>>,
     first_id: Option<String>,
     last_id: Option<String>,
@@ -217,7 +222,7 @@ pub struct ItemList {
     get, path = "/v1/responses/{id}/input_items", operation_id = "list_input_items", tag = TAG,
     params(("id" = String, Path, description = "Of the response")),
     responses(
-        (status = 200, description = "Its items", body = AnyObject),
+        (status = 200, description = "Its items", body = ItemList),
         (status = 404, description = "There is no such response"),
         OfStored
     )

@@ -5,15 +5,19 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use super::super::answer;
 use super::super::errors::ApiError;
 use super::super::openai;
+use super::body::TypedFormat;
 use super::items::Item;
+use super::tools::{AnyTool, TypedChoice};
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct ResponseObject {
     pub id: String,
+    #[schema(example = "response")]
     pub object: &'static str,
     pub created_at: u64,
     pub status: Status,
@@ -24,11 +28,13 @@ pub struct ResponseObject {
     pub output: Vec<Item>,
     pub usage: Option<Usage>,
     #[serde(flatten)]
+    #[schema(value_type = Asked)]
     pub asked: Arc<Asked>,
 }
 
 /// What the client asked for, with the defaults that apply.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ResponseAsked)]
 pub struct Asked {
     pub background: bool,
     pub instructions: Option<String>,
@@ -44,7 +50,9 @@ pub struct Asked {
     pub store: bool,
     pub temperature: f64,
     pub text: TextConfig,
+    #[schema(value_type = TypedChoice)]
     pub tool_choice: Value,
+    #[schema(value_type = Vec<AnyTool>)]
     pub tools: Vec<Value>,
     pub top_logprobs: u32,
     pub top_p: f64,
@@ -52,22 +60,26 @@ pub struct Asked {
     pub user: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ResponseReasoning)]
 pub struct Reasoning {
     pub effort: Option<String>,
     /// Reasoning is answered as it is, and never summarised.
     pub summary: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ResponseText)]
 pub struct TextConfig {
+    #[schema(value_type = TypedFormat)]
     pub format: Value,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verbosity: Option<String>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = ResponseStatus)]
 pub enum Status {
     Queued,
     InProgress,
@@ -77,7 +89,8 @@ pub enum Status {
     Cancelled,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = ResponseFailure)]
 pub struct Failure {
     code: &'static str,
     message: String,
@@ -92,27 +105,31 @@ impl From<&ApiError> for Failure {
     }
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = ResponseIncompleteDetails)]
 pub struct IncompleteDetails {
     pub reason: &'static str,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = ResponseUsage)]
 pub struct Usage {
     input_tokens: usize,
+    #[schema(inline)]
     input_tokens_details: InputTokensDetails,
     output_tokens: usize,
+    #[schema(inline)]
     output_tokens_details: OutputTokensDetails,
     total_tokens: usize,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 struct InputTokensDetails {
     cached_tokens: u32,
     cache_write_tokens: u32,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 struct OutputTokensDetails {
     reasoning_tokens: usize,
 }

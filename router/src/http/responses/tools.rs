@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 use serde_json::{Value, json};
+use utoipa::ToSchema;
 
 use super::super::body::Object;
 use super::super::conversation;
@@ -17,12 +18,17 @@ pub struct TypedTool {
     strict: Option<bool>,
 }
 
-#[derive(Deserialize)]
-struct AnyTool {
+/// A function that the model may call.
+#[derive(Deserialize, ToSchema)]
+#[schema(as = ResponseTool)]
+pub struct AnyTool {
     #[serde(rename = "type")]
+    #[schema(example = "function")]
     kind: String,
+    /// It is needed.
     name: Option<String>,
     description: Option<String>,
+    /// A JSON schema of the arguments. Without one, any JSON object.
     parameters: Option<Value>,
     strict: Option<bool>,
 }
@@ -67,24 +73,35 @@ impl TypedTool {
     }
 }
 
-#[derive(Deserialize)]
+/// `auto`: the model may call, and is the default. `none`: it must not. `required`: it must. An object names the tool that it must call, or
+/// the tools that it may.
+#[derive(Deserialize, ToSchema)]
 #[serde(untagged)]
+#[schema(as = ResponseToolChoice)]
 pub enum TypedChoice {
     Word(String),
+    #[schema(value_type = ChoiceObject)]
     Object(Object<ChoiceObject>),
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
+#[schema(as = ResponseToolChoiceObject)]
 pub struct ChoiceObject {
     #[serde(rename = "type")]
+    #[schema(example = "function")]
     kind: String,
     name: Option<String>,
     mode: Option<String>,
+    #[schema(value_type = Option<Vec<NamedTool>>)]
     tools: Option<Vec<Object<NamedTool>>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
+#[schema(as = ResponseNamedTool)]
 struct NamedTool {
+    #[serde(rename = "type")]
+    #[schema(example = "function")]
+    kind: Option<String>,
     name: String,
 }
 
@@ -108,6 +125,11 @@ pub fn tool_use(
             "allowed_tools" => {
                 let allowed = choice.tools.as_deref().unwrap_or_default();
                 for Object(tool) in allowed {
+                    if let Some(other) = tool.kind.as_deref().filter(|kind| *kind != "function") {
+                        let reason =
+                            format!("`tool_choice.tools` has only functions. Given: {other}");
+                        return Err(invalid(reason));
+                    }
                     known(&tools, &tool.name)?;
                 }
                 tools.retain(|tool| {

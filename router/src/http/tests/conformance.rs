@@ -203,3 +203,39 @@ fn the_check_reads_the_events_of_streams() {
     );
     assert!(check(&stream("/generate_stream", "data: [DONE]\n\n")).is_err());
 }
+
+#[test]
+fn the_check_reads_the_events_of_the_newer_surfaces() {
+    let checked = |path, event: Value| {
+        let text = format!("event: {}\ndata: {event}\n\n", event["type"]).leak();
+        check(&Exchange {
+            path,
+            ..exchange(200, "text/event-stream", text)
+        })
+    };
+    let delta = json!({
+        "type": "response.function_call_arguments.delta", "sequence_number": 3,
+        "item_id": "fc_1", "output_index": 0, "delta": "{",
+    });
+    let with = |name: &str, value: Value| {
+        let mut changed = delta.clone();
+        changed[name] = value;
+        changed
+    };
+    assert_eq!(checked("/v1/responses", delta.clone()), Ok(()));
+    for bad in [
+        with("type", json!("response.unheard_of")),
+        with("delta", json!(3)),
+        with("more", json!(1)),
+    ] {
+        assert!(checked("/v1/responses", bad.clone()).is_err(), "{bad}");
+    }
+    assert_eq!(checked("/v1/messages", json!({"type": "ping"})), Ok(()));
+    for bad in [
+        json!({"type": "pong"}),
+        json!({"type": "ping", "more": 1}),
+        json!({"type": "message_start", "message": {"id": "a"}}),
+    ] {
+        assert!(checked("/v1/messages", bad.clone()).is_err(), "{bad}");
+    }
+}

@@ -150,6 +150,33 @@ async fn a_body_that_says_it_is_too_large_is_not_waited_for() {
     let begun = head("/generate", 3_000_000);
     let answer = server.answer_to(begun.as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
+    assert!(answer.contains("connection: close"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_connection_whose_body_was_refused_unread_says_that_it_ends() {
+    let server = Socket::start(|_| ()).await;
+    for path in ["/health", "/nothing"] {
+        let request = whole(path, &json!({"inputs": "a"}));
+        let answer = server.answer_to(request.as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 40"), "{answer}");
+        assert!(answer.contains("connection: close"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_whose_body_was_read_stays_open() {
+    let server = Socket::start(|_| ()).await;
+    let mut client = server.connect().await;
+    for body in [json!({"inputs": "a"}), json!({"inputs": 3})] {
+        let request = whole("/tokenize", &body);
+        client.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = [0; 4096];
+        let len = client.read(&mut answer).await.unwrap();
+        let answer = std::str::from_utf8(&answer[..len]).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 "), "{answer}");
+        assert!(!answer.contains("connection: close"), "{answer}");
+    }
 }
 
 #[tokio::test]

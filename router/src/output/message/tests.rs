@@ -5,6 +5,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::types::message_format::{CallFormat, ReasoningFormat, ToolFormat};
 
+mod fuzz;
+
 const FORMATS: [ToolFormat; 8] = [
     ToolFormat::Hermes,
     ToolFormat::Llama,
