@@ -118,9 +118,3 @@ def test_the_api_key_is_needed_and_stays_out_of_process_arguments_and_logs(llama
             answer = client.post("/generate", json={"inputs": "def"}, headers={"authorization": f"Bearer {secret}"})
         assert answer.status_code == 200
         assert secret not in "\n".join(server.log)
-
-
-def test_the_demo_model_is_served_without_a_model_id(tmp_path: Path) -> None:
-    with serve(None, XDG_CACHE_HOME=str(tmp_path)) as server:
-        body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}
-        assert server.post("/v1/chat/completions", body).json()["choices"][0]["message"]["content"]

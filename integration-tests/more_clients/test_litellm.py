@@ -7,7 +7,8 @@ from typing import Any
 import litellm
 import pytest
 
-MESSAGES = [{"role": "user", "content": "Hello"}]
+# The answer is longer than the few tokens that are asked for.
+MESSAGES = [{"role": "user", "content": "Tell me a story about a fox."}]
 WEATHER = {
     "type": "function",
     "function": {

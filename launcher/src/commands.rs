@@ -25,6 +25,9 @@ pub fn router(config: &Config, sockets: &SocketDir) -> Command {
             .arg("--shard-socket")
             .arg(sockets.shard_socket(rank));
     }
+    if config.model.is_demo() {
+        command.arg("--demo-model");
+    }
     command.args(&config.router_flags);
     if let Some(keys) = &config.api_keys {
         command.env("API_KEYS", keys.reveal());

@@ -146,6 +146,11 @@ async fn start_and_watch(
         config.model.name(),
         started.elapsed().as_secs_f64()
     );
+    if config.model.is_demo() {
+        tracing::info!(
+            "This is the small demo model, made to try the server: serve a real one with --model-id, a name on the Hugging Face hub or a folder"
+        );
+    }
     Err(processes.failed().await)
 }
 

@@ -161,6 +161,7 @@ fn model_info(
             .revision
             .clone()
             .or_else(|| announced.revision.clone()),
+        is_demo: config.demo_model,
         dtype: info.dtype.clone(),
         device: info.device.clone(),
         vocab_size: info.vocab_size,

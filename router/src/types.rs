@@ -200,6 +200,8 @@ pub struct ModelInfo {
     pub model_id: String,
     /// Commit of the hub snapshot, where the model came from the hub.
     pub revision: Option<String>,
+    /// It is the one that comes with the program, for who wants to try the server.
+    pub is_demo: bool,
     /// "float32", "bfloat16", "float16".
     pub dtype: String,
     /// "cpu", "cuda".

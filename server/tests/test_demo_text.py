@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -12,6 +13,7 @@ from demo_model import documents, numbers, objects, tool_specs
 from demo_model.chat import CHAT_TEMPLATE_FILE, Chat, Message, chat_pieces
 from demo_model.language import article, choose, fill, plural, read_pairs, typed
 from demo_model.tool_chats import tool_chat
+from demo_model.transcript import BEGIN, END, SAID, replaced
 
 NUM_DOCUMENTS = 1500
 
@@ -175,3 +177,12 @@ def test_the_chat_template_renders_what_is_trained():
 def as_json(message: Message) -> dict[str, object]:
     calls = [{"type": "function", "function": {"name": call.name, "arguments": call.arguments}} for call in message.calls]
     return {"role": message.role, "content": message.content} | ({"tool_calls": calls} if calls else {})
+
+
+def test_the_readme_shows_a_chat_and_nothing_else_of_it_changes_with_another():
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    shown = text.split(BEGIN)[1].split(END)[0]
+    assert [line[2:] for line in shown.splitlines() if line.startswith("> ")] == SAID
+    other = replaced(text, "something else\n")
+    assert "something else" in other
+    assert replaced(other, shown) == text

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import pytest
 import torch
 from demo_model import export
 from demo_model.batches import Batches
+from demo_model.evaluate import PROMPTS, Answer, shown
 from demo_model.model import Shape, new_model
 from demo_model.train import Recipe, Training
+from text_gen_server.demo import check_demo_model
 
 transformers = pytest.importorskip("transformers")
 
@@ -51,6 +54,17 @@ def test_no_minutes_left_means_no_step(tmp_path):
 def test_a_checkpoint_of_another_recipe_is_refused(undisturbed):
     with pytest.raises(ValueError, match="seed"):
         training(undisturbed.checkpoint_file.parent, Recipe(**{**vars(RECIPE), "seed": 1}))
+
+
+def test_a_training_can_be_shortened_until_the_rate_falls(tmp_path):
+    first = training(tmp_path, Recipe(**{**vars(RECIPE), "steps": 100}))
+    for _ in range(3):
+        first.train_step()
+    first.save()
+    shorter = training(tmp_path, Recipe(**{**vars(RECIPE), "steps": 5, "falling_part": 0.4}))
+    assert shorter.step == 3
+    with pytest.raises(ValueError, match=r"steps, falling_part"):
+        training(tmp_path, Recipe(**{**vars(RECIPE), "steps": 5, "falling_part": 0.6}))
 
 
 def test_the_loss_falls(undisturbed):
@@ -110,7 +124,7 @@ def test_transformers_computes_the_same_logits():
 
 def test_the_folder_is_a_model_with_a_template_for_tools(undisturbed, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "answer_all", lambda _folder: [])
-    export.write_model(undisturbed, tmp_path)
+    export.write_model(undisturbed, tmp_path, grammatical=17)
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     tools = [
@@ -126,4 +140,18 @@ def test_the_folder_is_a_model_with_a_template_for_tools(undisturbed, tmp_path, 
     assert tokenizer.decode(ids) == prompt
     assert len(model.generation_config.eos_token_id) == 2
     assert not (set(tokenizer.all_special_tokens) & {"<tool_call>", "</tool_call>"})
-    assert "Held-out loss" in (tmp_path / "MODEL_CARD.md").read_text()
+
+
+def test_the_card_and_the_checksums_are_those_of_the_folder(undisturbed, tmp_path, monkeypatch):
+    answers = [Answer(prompt, f"answer {idx}", True) for idx, prompt in enumerate(PROMPTS)]
+    monkeypatch.setattr(export, "answer_all", lambda _folder: answers)
+    for _ in range(2):  # The second time the folder is there.
+        export.write_model(undisturbed, tmp_path, grammatical=17)
+        assert check_demo_model(tmp_path) == tmp_path
+    card = (tmp_path / "README.md").read_text()
+    assert hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest() in card
+    assert f"| {undisturbed.losses[-1].step} | {undisturbed.losses[-1].answers:.4f} |" in card
+    assert len(PROMPTS) >= 30
+    assert all(shown(prompt) in card and f"answer {idx}" in card for idx, prompt in enumerate(PROMPTS))
+    assert "17 of these, as judged by reading" in card
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o444 == 0o444

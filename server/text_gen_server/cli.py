@@ -126,17 +126,14 @@ def resolve(*, model_id: str, revision: str | None, cache_dir: Path | None, json
 
 
 @command.command("demo-model")
-@click.option("--cache-dir", type=click.Path(file_okay=False, path_type=Path), help="Default: the user's cache folder.")
 @click.option("--json-output", is_flag=True, help="Log lines as JSON.")
-def demo_model(*, cache_dir: Path | None, json_output: bool) -> None:
-    """Write a small model that babbles, unless it is there, and print where it is as one line of JSON."""
+def demo_model(*, json_output: bool) -> None:
+    """Check the demo model, which comes with this program, and print where it is as one line of JSON."""
     set_up_logging(json_output=json_output)
-    from text_gen_server.demo_model import FOLDER_NAME, write_demo_model
+    from text_gen_server.demo import NAME, check_demo_model
     from text_gen_server.hub import ResolvedModel
 
-    folder = (cache_dir or _user_cache_dir() / "text-gen") / FOLDER_NAME
-    write_demo_model(folder)
-    click.echo(ResolvedModel(folder.resolve(), FOLDER_NAME, None).to_json())
+    click.echo(ResolvedModel(check_demo_model().resolve(), NAME, None).to_json())
 
 
 def _exit_at_end_of_stdin() -> None:
@@ -144,16 +141,6 @@ def _exit_at_end_of_stdin() -> None:
     while os.read(0, 4096):
         pass
     os._exit(1)
-
-
-def _user_cache_dir() -> Path:
-    configured = os.environ.get("XDG_CACHE_HOME")
-    if configured:
-        return Path(configured)
-    try:
-        return Path.home() / ".cache"
-    except RuntimeError as error:
-        raise ValueError("there is no home folder; set XDG_CACHE_HOME or --cache-dir") from error
 
 
 def _version() -> str:

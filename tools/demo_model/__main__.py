@@ -22,10 +22,11 @@ def main() -> None:
         steps=arguments.steps,
         tokens=arguments.tokens,
         learning_rate=arguments.learning_rate,
+        falling_part=arguments.falling_part,
     )
     training = Training(recipe, arguments.work, device=arguments.device, bfloat16=not arguments.float32)
     training.run(arguments.minutes, arguments.report_every)
-    write_model(training, arguments.output)
+    write_model(training, arguments.output, grammatical=arguments.grammatical)
     print(f"{arguments.output} holds the model after {training.step} of {recipe.steps} steps")
 
 
@@ -44,7 +45,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=recipe.seed)
     parser.add_argument("--steps", type=int, default=recipe.steps, help="may change until the learning rate begins to fall")
     parser.add_argument("--tokens", type=int, default=recipe.tokens, help="tokens in a step, a multiple of 1024")
+    parser.add_argument("--grammatical", type=int, metavar="N", help="how many answers of the card were read as good English")
     parser.add_argument("--learning-rate", type=float, default=recipe.learning_rate)
+    parser.add_argument("--falling-part", type=float, default=recipe.falling_part, help="of the steps; may change likewise")
     return parser.parse_args()
 
 

@@ -53,6 +53,7 @@ PROMPTS = [
     asked("Hello"),
     asked("hi, how are you?"),
     asked("Who are you?", "text-gen"),
+    asked("What is this?", "text-gen", "server"),
     asked("What can you do?"),
     asked("What is deep learning?", "neural networks"),
     asked("what is the capital of France", "Paris"),

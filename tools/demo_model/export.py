@@ -21,10 +21,14 @@ if TYPE_CHECKING:
     from demo_model.train import Training
 
 MAX_WEIGHT_BYTES = 12_000_000
+WEIGHTS, CARD, CHECKSUMS = "model.safetensors", "README.md", "SHA256SUMS"
 
 
-def write_model(training: Training, folder: Path) -> None:
-    """ValueError if the weights are too large to come with the server."""
+def write_model(training: Training, folder: Path, *, grammatical: int | None = None) -> None:
+    """`grammatical` is how many answers of the card are good English, as judged by reading them; it stands in the card.
+
+    ValueError if the weights are too large to come with the server.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     shape, tokenizer = training.recipe.shape, training.tokenizer
     ends, pad = end_ids(tokenizer), tokenizer.token_to_id(PAD)
@@ -34,27 +38,33 @@ def write_model(training: Training, folder: Path) -> None:
     size = sum(weight.nbytes for weight in weights.values())
     if size > MAX_WEIGHT_BYTES:
         raise ValueError(f"the weights have {size} bytes, over {MAX_WEIGHT_BYTES}")
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    # The library lets only the owner read it, and the folder becomes a part of a package.
+    (folder / WEIGHTS).chmod(0o644)
     _write_json(folder / "config.json", checkpoint_config(shape, bos=ends[1], eos=ends, pad=pad))
     _write_json(folder / "generation_config.json", {"eos_token_id": ends, "bos_token_id": ends[1], "pad_token_id": pad})
     tokenizer.save(str(folder / "tokenizer.json"))
     _write_json(folder / "tokenizer_config.json", tokenizer_config(tokenizer, shape.positions))
-    (folder / "MODEL_CARD.md").write_text(_card(training, folder), encoding="utf-8")
-    _write_hashes(folder)
+    _write_checksums(folder)
+    (folder / CARD).write_text(_card(training, folder, grammatical), encoding="utf-8")
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _write_hashes(folder: Path) -> None:
-    """In the form that `sha256sum --check` reads."""
-    files = sorted(file for file in folder.iterdir() if file.name != "SHA256SUMS")
-    lines = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in files]
-    (folder / "SHA256SUMS").write_text("".join(lines), encoding="utf-8")
+def _write_checksums(folder: Path) -> None:
+    """Of all but the card, in the form that `sha256sum --check` reads."""
+    files = sorted(file for file in folder.iterdir() if file.name not in (CARD, CHECKSUMS))
+    lines = [f"{_checksum(file)}  {file.name}\n" for file in files]
+    (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
 
 
-def _card(training: Training, folder: Path) -> str:
+def _checksum(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _card(training: Training, folder: Path, grammatical: int | None) -> str:
     recipe, shape = training.recipe, training.recipe.shape
     answers = answer_all(folder)
     values = dataclasses.asdict(shape) | {
@@ -64,11 +74,14 @@ def _card(training: Training, folder: Path) -> str:
         "steps": f"{recipe.steps:,}",
         "steps_plain": recipe.steps,
         "seed": recipe.seed,
+        "falling_part": recipe.falling_part,
         "tokens": f"{training.step * recipe.tokens:,}",
         "minutes": f"{training.seconds / 60:.0f}",
         "device": f"{torch.get_num_threads()} CPU threads" if training.device == "cpu" else training.device,
         "torch": torch.__version__,
+        "weights_checksum": _checksum(folder / WEIGHTS),
         "good": sum(answer.good for answer in answers),
+        "grammatical": f"| grammatical | {grammatical} of these, as judged by reading them |\n" if grammatical else "",
         "prompts": len(answers),
         "losses": "\n".join(f"| {loss.step} | {loss.answers:.4f} | {loss.all:.4f} |" for loss in _some(training.losses)),
         "samples": "\n".join(f"**{shown(answer.prompt)}**\n\n```text\n{answer.text}\n```\n" for answer in answers),

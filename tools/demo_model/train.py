@@ -143,7 +143,8 @@ class Training:
     def _load(self) -> None:
         state: dict[str, Any] = torch.load(self.checkpoint_file, map_location=self.device, weights_only=True)
         mine, its = dataclasses.asdict(self.recipe), state["recipe"]
-        other = [key for key in mine if mine[key] != its[key] and not (key == "steps" and state["step"] < self._rising())]
+        free = ("steps", "falling_part") if state["step"] <= self._rising() else ()
+        other = [key for key in mine if mine[key] != its[key] and key not in free]
         if other:
             raise ValueError(f"{self.checkpoint_file} is of another recipe ({', '.join(other)}); give another --work folder")
         self.model.load_state_dict(state["model"])
@@ -153,7 +154,7 @@ class Training:
         self.losses = [HeldOutLoss(**loss) for loss in state["losses"]]
 
     def _rising(self) -> float:
-        """Until here the rate does not depend on the number of steps, which may still be changed."""
+        """Until here the rate does not depend on the number of steps and on where it falls, which may still be changed."""
         return self.recipe.steps * (1 - self.recipe.falling_part)
 
 

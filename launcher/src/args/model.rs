@@ -6,7 +6,7 @@
 pub struct ModelArgs {
     /// Name of a model on the Hugging Face hub, or a local directory in the format of `save_pretrained`
     ///
-    /// Without it a small built-in demo model is served.
+    /// Without it the small demo model is served, which comes with the program.
     #[arg(long, env)]
     pub model_id: Option<String>,
 

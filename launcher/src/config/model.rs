@@ -21,7 +21,12 @@ pub struct ModelSource {
 impl ModelSource {
     /// The name that clients use.
     pub fn name(&self) -> &str {
-        self.model_id.as_deref().unwrap_or("demo")
+        self.model_id.as_deref().unwrap_or("text-gen-demo")
+    }
+
+    /// Whether the model is the one that comes with the program.
+    pub fn is_demo(&self) -> bool {
+        self.model_id.is_none()
     }
 }
 

@@ -30,15 +30,19 @@ fn the_router_comes_first_then_the_model_then_the_shards() {
 }
 
 #[test]
-fn without_a_model_the_demo_model_is_served() {
-    let mut stage = Stage::new();
+fn without_a_model_the_demo_model_is_served_and_said_to_be_it() {
+    let router = format!("printf '%s\\n' \"$@\" > \"${{EVENTS%/*}}/router.argv\"\n{ROUTER}");
+    let mut stage = Stage::new().router(&router);
     let mut launcher = stage.launch(&[]);
-    launcher.wait_until_ready();
+    launcher.wait_for_log("This is the small demo model");
     assert!(
         stage
             .wait_for("router reads phase loading weights")
             .contains(&"demo-model starts".to_owned())
     );
+    let router = words(&stage.path("router.argv"));
+    assert_eq!(value(&router, "--model-id"), Some("text-gen-demo"));
+    assert!(router.iter().any(|word| word == "--demo-model"));
 }
 
 #[test]
@@ -72,6 +76,7 @@ fn every_process_gets_its_place_in_the_group() {
     };
     let router = words(&stage.path("router.argv"));
     assert_eq!(value(&router, "--model-id"), Some("org/name"));
+    assert!(router.iter().all(|word| word != "--demo-model"));
     assert_eq!(value(&router, "--port"), Some("0"));
     let first = router
         .iter()

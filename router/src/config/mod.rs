@@ -24,6 +24,8 @@ pub struct Config {
     /// `None`: named after the model folder.
     pub model_id: Option<String>,
     pub revision: Option<String>,
+    /// The model is the one that comes with the program.
+    pub demo_model: bool,
     pub tokenizer_config_path: Option<PathBuf>,
     /// In rank order; at least one.
     pub shard_sockets: Vec<PathBuf>,
@@ -72,6 +74,10 @@ struct Arguments {
     /// Commit of the model, shown in /info
     #[arg(long, env)]
     revision: Option<String>,
+    /// Say in /info that this is the demo model, and how to serve another
+    // No environment twin: only a launcher knows it.
+    #[arg(long, hide = true)]
+    demo_model: bool,
     /// Unix socket of a shard; repeat in rank order
     #[arg(long = "shard-socket", env = "SHARD_SOCKET", value_name = "PATH")]
     shard_sockets: Vec<PathBuf>,
@@ -294,6 +300,7 @@ fn checked(arguments: Arguments, key_source: KeySource, api_keys: Vec<ApiKey>) -
         model_dir: arguments.model_dir,
         model_id: arguments.model_id,
         revision: arguments.revision,
+        demo_model: arguments.demo_model,
         tokenizer_config_path: arguments.tokenizer_config_path,
         shard_sockets: arguments.shard_sockets,
         hostname: arguments.hostname,

@@ -9,6 +9,9 @@ use super::openapi::TAG;
 use super::openapi::refusals::WhileNotReady;
 use super::{HttpState, Ready};
 
+const DEMO_NOTE: &str = "This is the small demo model that comes with text-gen. Serve a real one with \
+    text-gen-launcher --model-id MODEL or make serve MODEL_ID=MODEL: a name on the Hugging Face hub, or a folder.";
+
 /// What is served, and within which limits.
 #[derive(Serialize, ToSchema)]
 pub struct Info {
@@ -34,6 +37,9 @@ pub struct Info {
     /// Commit of the build; empty where it is not known.
     sha: &'static str,
     docker_label: Option<&'static str>,
+    /// That the model is the demo model, and how to serve another; absent where another is served.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    demo_model: Option<&'static str>,
 }
 
 /// The model and the limits of the server
@@ -58,6 +64,7 @@ pub async fn info(Ready(app): Ready) -> Json<Info> {
         version: env!("CARGO_PKG_VERSION"),
         sha: option_env!("GIT_SHA").unwrap_or(""),
         docker_label: option_env!("DOCKER_LABEL"),
+        demo_model: app.info.is_demo.then_some(DEMO_NOTE),
     })
 }
 

@@ -1,10 +1,10 @@
-"""The demo model, written once."""
+"""The babbling model, written once."""
 
 from pathlib import Path
 
 import pytest
 import torch
-from text_gen_server.demo_model import write_demo_model
+from babbling_model import write_babbling_model
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -13,7 +13,5 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cache") / "demo"
-    write_demo_model(folder)
-    return folder
+def babbling_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_babbling_model(tmp_path_factory.mktemp("models") / "babbling")

@@ -76,9 +76,9 @@ def hash_of(tokens: list[int]) -> int:
 
 
 def fake_runner(
-    demo_folder: Path, *, num_blocks: int = 64, block_size: int = 4, tensor_parallel: TensorParallel | None = None
+    babbling_folder: Path, *, num_blocks: int = 64, block_size: int = 4, tensor_parallel: TensorParallel | None = None
 ) -> Runner:
-    config = replace(load_model_config(demo_folder), num_layers=1, num_kv_heads=1, head_dim=1, vocab_size=VOCABULARY)
+    config = replace(load_model_config(babbling_folder), num_layers=1, num_kv_heads=1, head_dim=1, vocab_size=VOCABULARY)
     tensor_parallel = tensor_parallel or TensorParallel.single()
     kv_cache = KVCache.allocate(
         config=config,

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from text_gen_server.demo_model import write_demo_model
 from text_gen_server.hub import check_model_folder, resolve_model
 
 
@@ -21,9 +20,9 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, capture_output=True, text=True, timeout=30, env={**os.environ, **environment})
 
 
-def copied(demo_folder: Path, tmp_path: Path, *, without: str = "", **config: Any) -> Path:
+def copied(babbling_folder: Path, tmp_path: Path, *, without: str = "", **config: Any) -> Path:
     folder = tmp_path / "model"
-    shutil.copytree(demo_folder, folder)
+    shutil.copytree(babbling_folder, folder)
     if without:
         (folder / without).unlink()
     content = json.loads((folder / "config.json").read_text()) if without != "config.json" else {}
@@ -46,9 +45,9 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize(("change", "message"), BROKEN.values(), ids=BROKEN)
 def test_a_folder_that_cannot_be_served_is_named_in_one_line(
-    demo_folder: Path, tmp_path: Path, change: dict[str, Any], message: str
+    babbling_folder: Path, tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
-    folder = copied(demo_folder, tmp_path, **change)
+    folder = copied(babbling_folder, tmp_path, **change)
     started = time.monotonic()
     result = run("resolve", "--model-id", str(folder), "--json-output")
     assert time.monotonic() - started < 3
@@ -59,16 +58,16 @@ def test_a_folder_that_cannot_be_served_is_named_in_one_line(
     assert re.search(message, json.loads(line)["fields"]["message"])
 
 
-def test_pickled_weights_are_named_and_refused(demo_folder: Path, tmp_path: Path) -> None:
-    folder = copied(demo_folder, tmp_path, without="model.safetensors")
+def test_pickled_weights_are_named_and_refused(babbling_folder: Path, tmp_path: Path) -> None:
+    folder = copied(babbling_folder, tmp_path, without="model.safetensors")
     (folder / "pytorch_model.bin").touch()
     with pytest.raises(ValueError, match=r"it has pytorch_model.bin\); only safetensors are accepted"):
         check_model_folder(folder)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"model": {"vocab": 5}}', '{"model": {"vocab": {"a": "b"}}}'])
-def test_a_tokenizer_that_is_none_is_refused(demo_folder: Path, tmp_path: Path, content: str) -> None:
-    folder = copied(demo_folder, tmp_path)
+def test_a_tokenizer_that_is_none_is_refused(babbling_folder: Path, tmp_path: Path, content: str) -> None:
+    folder = copied(babbling_folder, tmp_path)
     (folder / "tokenizer.json").write_text(content)
     with pytest.raises(ValueError, match="is not a tokenizer"):
         check_model_folder(folder)
@@ -87,7 +86,6 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "no such model folder": (("resolve", "--model-id", "./nowhere"), "there is no model folder ./nowhere"),
     "impossible name": (("resolve", "--model-id", "a/b/c"), "a/b/c"),
     "folder without config": (("serve", "--model-dir", "/usr", "--socket", "s"), "config.json"),
-    "cache that cannot be written": (("demo-model", "--cache-dir", "/proc/nowhere"), "cannot write the demo model"),
 }
 
 
@@ -102,37 +100,37 @@ def test_a_mistake_is_one_line_and_exit_code_2_within_3_seconds(arguments: tuple
     assert message in line
 
 
-def test_an_attention_that_is_unknown_is_a_mistake_too(demo_folder: Path, tmp_path: Path) -> None:
-    result = run("serve", "--model-dir", str(demo_folder), "--socket", str(tmp_path / "s"), "--attention", "bogus")
+def test_an_attention_that_is_unknown_is_a_mistake_too(babbling_folder: Path, tmp_path: Path) -> None:
+    result = run("serve", "--model-dir", str(babbling_folder), "--socket", str(tmp_path / "s"), "--attention", "bogus")
     assert result.returncode == 2
     assert "bogus" in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_the_socket_of_a_running_process_is_not_taken_over(demo_folder: Path, tmp_path: Path) -> None:
+def test_the_socket_of_a_running_process_is_not_taken_over(babbling_folder: Path, tmp_path: Path) -> None:
     import socket
 
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(tmp_path / "s"))
         other.listen()
-        result = run("serve", "--model-dir", str(demo_folder), "--socket", str(tmp_path / "s"))
+        result = run("serve", "--model-dir", str(babbling_folder), "--socket", str(tmp_path / "s"))
     assert result.returncode == 2
     assert "another process listens on" in result.stderr
 
 
-def test_a_local_folder_is_resolved_to_one_line_of_json_within_a_second(demo_folder: Path) -> None:
+def test_a_local_folder_is_resolved_to_one_line_of_json_within_a_second(babbling_folder: Path) -> None:
     started = time.monotonic()
-    result = run("resolve", "--model-id", str(demo_folder))
+    result = run("resolve", "--model-id", str(babbling_folder))
     assert time.monotonic() - started < 1
     [line] = result.stdout.splitlines()
-    assert json.loads(line) == {"model_dir": str(demo_folder), "model_id": str(demo_folder), "revision": None}
+    assert json.loads(line) == {"model_dir": str(babbling_folder), "model_id": str(babbling_folder), "revision": None}
     assert result.stderr == ""
 
 
-def test_nothing_heavy_is_imported_to_check_a_folder(demo_folder: Path) -> None:
+def test_nothing_heavy_is_imported_to_check_a_folder(babbling_folder: Path) -> None:
     code = (
-        "import sys; from text_gen_server import cli, hub, demo_model; from pathlib import Path;"
-        f"hub.check_model_folder(Path({str(demo_folder)!r}));"
+        "import sys; from text_gen_server import cli, demo, hub; from pathlib import Path;"
+        f"hub.check_model_folder(Path({str(babbling_folder)!r}));"
         "print(sorted({'torch', 'transformers', 'grpc', 'huggingface_hub', 'tokenizers'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -148,18 +146,18 @@ def test_a_shard_does_not_import_what_it_does_not_need() -> None:
     assert result.stdout.strip() == "[]"
 
 
-def hub_cache(tmp_path: Path, demo_folder: Path) -> tuple[Path, str]:
-    """A cache as huggingface_hub leaves it, with the demo model in it."""
+def hub_cache(tmp_path: Path, babbling_folder: Path) -> tuple[Path, str]:
+    """A cache as huggingface_hub leaves it, with the babbling model in it."""
     commit = "0123456789abcdef0123456789abcdef01234567"
     folder = tmp_path / "hub" / "models--some--model"
     (folder / "refs").mkdir(parents=True)
     (folder / "refs" / "main").write_text(commit)
-    shutil.copytree(demo_folder, folder / "snapshots" / commit)
+    shutil.copytree(babbling_folder, folder / "snapshots" / commit)
     return tmp_path / "hub", commit
 
 
-def test_a_model_in_the_cache_is_found_offline_with_its_commit(demo_folder: Path, tmp_path: Path) -> None:
-    cache, commit = hub_cache(tmp_path, demo_folder)
+def test_a_model_in_the_cache_is_found_offline_with_its_commit(babbling_folder: Path, tmp_path: Path) -> None:
+    cache, commit = hub_cache(tmp_path, babbling_folder)
     result = run("resolve", "--model-id", "some/model", "--cache-dir", str(cache), HF_HUB_OFFLINE="1")
     assert result.returncode == 0, result.stderr
     answer = json.loads(result.stdout)
@@ -175,12 +173,12 @@ def test_a_model_that_is_not_in_the_cache_offline_is_one_line(tmp_path: Path) ->
 
 
 def test_a_hub_that_fails_for_a_while_is_asked_again(
-    demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    babbling_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from text_gen_server import hub
 
     snapshot, waits = tmp_path / "snapshots" / "c0ffee", []
-    shutil.copytree(demo_folder, snapshot)
+    shutil.copytree(babbling_folder, snapshot)
     answers = iter([ConnectionError("reset"), TimeoutError("slow"), snapshot])
 
     def answer(*_: Any) -> Path:
@@ -222,31 +220,3 @@ def test_a_full_disk_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(hub.time, "sleep", lambda _: pytest.fail("it waited"))
     with pytest.raises(ValueError, match="No space left on device"):
         resolve_model("some/model")
-
-
-def test_the_demo_model_is_written_once_and_prints_where_it_is(tmp_path: Path) -> None:
-    first = run("demo-model", XDG_CACHE_HOME=str(tmp_path))
-    folder = tmp_path / "text-gen" / "demo-model-v1"
-    assert json.loads(first.stdout)["model_dir"] == str(folder)
-    written = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
-    second = run("demo-model", XDG_CACHE_HOME=str(tmp_path))
-    assert second.stdout == first.stdout
-    assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == written
-    assert [entry.name for entry in folder.parent.iterdir()] == ["demo-model-v1"], "no unfinished folder is left"
-
-
-def test_the_demo_model_is_the_same_every_time_and_passes_the_check(demo_folder: Path, tmp_path: Path) -> None:
-    write_demo_model(tmp_path / "again")
-    for file in demo_folder.iterdir():
-        assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
-    check_model_folder(demo_folder)
-
-
-def test_transformers_reads_the_demo_model_and_its_chat_template(demo_folder: Path) -> None:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(demo_folder)
-    chat = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True)
-    assert chat == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
-    assert tokenizer.decode(tokenizer.encode("def add(a, b): # ünï")) == "def add(a, b): # ünï"
-    assert tokenizer.eos_token_id == 2

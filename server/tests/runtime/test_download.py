@@ -1,4 +1,4 @@
-"""Fetching from a hub, which here is a small HTTP server that has the demo model and a file nobody may have."""
+"""Fetching from a hub, which here is a small HTTP server that has the babbling model and a file nobody may have."""
 
 import hashlib
 import json
@@ -58,10 +58,10 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub(demo_folder: Path) -> Iterator[tuple[str, list[str]]]:
+def hub(babbling_folder: Path) -> Iterator[tuple[str, list[str]]]:
     """Its address, and the paths it was asked for."""
     asked: list[str] = []
-    handler = type("DemoHub", (Hub,), {"folder": demo_folder, "asked": asked})
+    handler = type("BabblingHub", (Hub,), {"folder": babbling_folder, "asked": asked})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}", asked
@@ -76,7 +76,7 @@ def resolve(name: str, cache: Path, address: str) -> subprocess.CompletedProcess
 
 
 def test_what_is_needed_is_fetched_once_and_nothing_pickled(
-    hub: tuple[str, list[str]], demo_folder: Path, tmp_path: Path
+    hub: tuple[str, list[str]], babbling_folder: Path, tmp_path: Path
 ) -> None:
     address, asked = hub
     result = resolve("some/model", tmp_path, address)
@@ -84,7 +84,7 @@ def test_what_is_needed_is_fetched_once_and_nothing_pickled(
     answer = json.loads(result.stdout)
     assert (answer["model_id"], answer["revision"]) == ("some/model", COMMIT)
     fetched = {file.name for file in Path(answer["model_dir"]).iterdir()}
-    assert fetched == {file.name for file in demo_folder.iterdir()}
+    assert fetched == {file.name for file in babbling_folder.iterdir()}
     assert not any("pytorch_model.bin" in path for path in asked)
     assert all(" text_gen_server: " in line for line in result.stderr.splitlines()), result.stderr
     asked.clear()

@@ -56,8 +56,8 @@ def test_the_rank_with_the_least_memory_decides() -> None:
     assert "another rank has memory for 100 blocks only" in smaller.arithmetic
 
 
-def test_the_bound_of_a_step_grows_with_tokens_rows_and_width(demo_folder: Path) -> None:
-    config = load_model_config(demo_folder)
+def test_the_bound_of_a_step_grows_with_tokens_rows_and_width(babbling_folder: Path) -> None:
+    config = load_model_config(babbling_folder)
 
     def bound(num_tokens: int, num_rows: int, dtype: torch.dtype = torch.float32) -> int:
         return activation_bound_bytes(config, num_tokens=num_tokens, num_rows=num_rows, dtype=dtype)

@@ -71,9 +71,9 @@ BAD_SAMPLING: dict[str, Any] = {
 
 
 @pytest.fixture
-def router(demo_folder: Path) -> FakeRouter:
+def router(babbling_folder: Path) -> FakeRouter:
     """One that holds sequence 1 with a token sampled and not yet computed."""
-    router = FakeRouter(fake_runner(demo_folder))
+    router = FakeRouter(fake_runner(babbling_folder))
     router.add(1, list(PROMPT))
     router.step(s1=3)
     return router

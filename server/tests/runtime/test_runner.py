@@ -19,8 +19,8 @@ PROMPT = [3, 14, 15, 92, 65, 35, 89, 79, 32]
 
 
 @pytest.fixture
-def runner(demo_folder: Path) -> Runner:
-    return fake_runner(demo_folder)
+def runner(babbling_folder: Path) -> Runner:
+    return fake_runner(babbling_folder)
 
 
 @pytest.mark.parametrize("sampling", KINDS.values(), ids=KINDS)
@@ -68,8 +68,8 @@ def test_a_preempted_sequence_continues_as_if_nothing_had_happened(runner: Runne
     assert tokens == expected
 
 
-def test_random_schedules_of_many_sequences_give_the_tokens_of_each_alone(demo_folder: Path) -> None:
-    runner = fake_runner(demo_folder, num_blocks=100)
+def test_random_schedules_of_many_sequences_give_the_tokens_of_each_alone(babbling_folder: Path) -> None:
+    runner = fake_runner(babbling_folder, num_blocks=100)
     chance = random.Random(5)
     kinds = list(KINDS.values())
     prompts = {n: [chance.randrange(90) for _ in range(chance.randint(1, 20))] for n in range(10)}
@@ -199,7 +199,7 @@ def test_a_plan_without_rows_is_answered_and_forgets(runner: Runner) -> None:
     assert runner.mirrors == {}
 
 
-def test_a_rank_other_than_0_takes_the_broadcast_tokens_and_answers_without_rows(demo_folder: Path) -> None:
+def test_a_rank_other_than_0_takes_the_broadcast_tokens_and_answers_without_rows(babbling_folder: Path) -> None:
     class SecondRank:
         rank, world_size = 1, 2
 
@@ -210,7 +210,7 @@ def test_a_rank_other_than_0_takes_the_broadcast_tokens_and_answers_without_rows
         def logits(self, hidden: torch.Tensor) -> None:  # type: ignore[override]  # noqa: ARG002
             return None
 
-    runner = fake_runner(demo_folder, tensor_parallel=SecondRank())  # type: ignore[arg-type]
+    runner = fake_runner(babbling_folder, tensor_parallel=SecondRank())  # type: ignore[arg-type]
     runner.model = NoLogits()
     router = FakeRouter(runner)
     router.add(1, PROMPT, sampling=SamplingParameters(prompt_logprobs=True))

@@ -121,8 +121,8 @@ def generate(shard: Shard, count: int, *, sampling: dict[str, Any], ids: tuple[i
 
 
 @pytest.fixture(scope="module")
-def shard(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shard]:
-    shard = Shard(demo_folder, tmp_path_factory.mktemp("shard"))
+def shard(babbling_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shard]:
+    shard = Shard(babbling_folder, tmp_path_factory.mktemp("shard"))
     shard.info()
     with pytest.raises(grpc.RpcError) as caught:
         next(shard.stub.Run(iter([pb.RunRequest(plan=pb.StepPlan(step_id=1))])))
@@ -153,7 +153,7 @@ def test_prepare_again_gives_the_same_and_with_other_limits_is_refused(shard: Sh
 
 def test_decode_rows_follow_without_token_ids_before_the_answer_was_seen(shard: Shard) -> None:
     [tokens] = generate(shard, 12, sampling=GREEDY)
-    assert len(set(tokens)) > 6, "the demo model does not repeat itself"
+    assert len(set(tokens)) > 6, "the babbling model does not repeat itself"
     assert shard.num_sequences() == 0
 
 
@@ -294,12 +294,12 @@ def wait_until(condition: Any) -> None:
         time.sleep(0.01)
 
 
-def test_two_ranks_give_the_tokens_of_one(shard: Shard, demo_folder: Path, tmp_path: Path) -> None:
+def test_two_ranks_give_the_tokens_of_one(shard: Shard, babbling_folder: Path, tmp_path: Path) -> None:
     expected = generate(shard, 8, sampling=GREEDY, ids=(0, 1))
     meeting = tmp_path / "meeting"
     meeting.mkdir()
     flags = ("--world-size", "2", "--rendezvous-dir", str(meeting))
-    ranks = [Shard(demo_folder, tmp_path, *flags, rank=rank) for rank in range(2)]
+    ranks = [Shard(babbling_folder, tmp_path, *flags, rank=rank) for rank in range(2)]
     try:
         assert [rank.info().rank for rank in ranks] == [0, 1]
         with ThreadPoolExecutor(2) as pool:
@@ -323,8 +323,8 @@ def test_two_ranks_give_the_tokens_of_one(shard: Shard, demo_folder: Path, tmp_p
             rank.end()
 
 
-def test_sigterm_ends_a_shard_in_use_with_code_0_and_takes_the_socket_away(demo_folder: Path, tmp_path: Path) -> None:
-    shard = Shard(demo_folder, tmp_path)
+def test_sigterm_ends_a_shard_in_use_with_code_0_and_takes_the_socket_away(babbling_folder: Path, tmp_path: Path) -> None:
+    shard = Shard(babbling_folder, tmp_path)
     try:
         shard.info()
         shard.prepare()
@@ -338,8 +338,8 @@ def test_sigterm_ends_a_shard_in_use_with_code_0_and_takes_the_socket_away(demo_
         shard.end()
 
 
-def test_the_end_of_stdin_ends_a_supervised_shard_at_once(demo_folder: Path, tmp_path: Path) -> None:
-    shard = Shard(demo_folder, tmp_path)
+def test_the_end_of_stdin_ends_a_supervised_shard_at_once(babbling_folder: Path, tmp_path: Path) -> None:
+    shard = Shard(babbling_folder, tmp_path)
     try:
         assert shard.process.stdin is not None
         shard.info()

@@ -83,9 +83,9 @@ def test_the_share_of_green_draws_is_that_of_the_raised_distribution() -> None:
 
 @pytest.mark.parametrize("kind", [MARKED, replace(MARKED, do_sample=False), replace(MARKED, top_p=0.9, top_k=40)])
 def test_marked_text_of_a_model_has_a_high_score_and_plain_text_a_low_one(
-    detector: ModuleType, demo_folder: Path, kind: SamplingParameters
+    detector: ModuleType, babbling_folder: Path, kind: SamplingParameters
 ) -> None:
-    runner = fake_runner(demo_folder)
+    runner = fake_runner(babbling_folder)
     for seed in range(3):
         prompt = [seed, 5, 6]
         plain = replace(kind, seed=seed, watermark_delta=0.0, watermark_gamma=0.0)

@@ -132,6 +132,7 @@ fn app(engine: EngineHandle, limits: Limits) -> App {
         info: Arc::new(ModelInfo {
             model_id: "compat".into(),
             revision: None,
+            is_demo: false,
             dtype: "bfloat16".into(),
             device: "cpu".into(),
             vocab_size: 2048,

@@ -1,22 +1,20 @@
-"""Writes a small model for the first try: a seeded Llama with a real tokenizer and chat template. It babbles, but never stalls.
+"""Writes a model for tests that need many different tokens: a seeded Llama with tokenizer and chat template. It babbles, but
+never stalls.
 
 The embedding is random and the output layer is the embedding moved on by one token along a fixed shuffled circle, so the most
 likely token after each is another one. Needs neither torch nor transformers nor a network.
 """
 
 import json
-import os
-import shutil
 import struct
 import sysconfig
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-FOLDER_NAME = "demo-model-v1"
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE, VOCABULARY, POSITIONS = 256, 4, 8, 2, 32, 704, 4096, 4096
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"]
 END_TOKEN_ID = SPECIAL_TOKENS.index("<|im_end|>")
@@ -29,39 +27,14 @@ TRAINING_FILES = ["argparse.py", "ast.py", "datetime.py", "doctest.py", "pathlib
 SEED = 0
 
 
-def write_demo_model(folder: Path) -> None:
-    """Makes `folder` the demo model, all at once or not at all. Does nothing where it is already. ValueError if it cannot."""
-    if (folder / "config.json").is_file():
-        return
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise ValueError(f"cannot write the demo model to {folder}: {error}") from error
-    try:
-        _write_files(unfinished)
-        unfinished.chmod(0o755)
-        _rename_unless_there(unfinished, folder)
-    except OSError as error:
-        raise ValueError(f"cannot write the demo model to {folder}: {error}") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _rename_unless_there(unfinished: Path, folder: Path) -> None:
-    try:
-        unfinished.rename(folder)
-    except OSError:
-        # Another process was faster; both write the same.
-        if not (folder / "config.json").is_file():
-            raise
-
-
-def _write_files(folder: Path) -> None:
+def write_babbling_model(folder: Path) -> Path:
+    """Makes `folder`, the same every time. Returns `folder`."""
+    folder.mkdir(parents=True)
     _write_tokenizer(folder)
     _write_json(folder / "config.json", _config())
     _write_json(folder / "generation_config.json", {"eos_token_id": END_TOKEN_ID, "bos_token_id": 0, "pad_token_id": 3})
     _write_safetensors(folder / "model.safetensors", _weights())
+    return folder
 
 
 def _config() -> dict[str, Any]:
@@ -88,8 +61,6 @@ def _config() -> dict[str, Any]:
 
 
 def _write_tokenizer(folder: Path) -> None:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -169,8 +140,6 @@ def _write_safetensors(file: Path, weights: dict[str, NDArray[np.float32]]) -> N
     with file.open("wb") as stream:
         stream.write(struct.pack("<Q", len(encoded)) + encoded)
         stream.writelines(parts)
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
