@@ -230,7 +230,7 @@ impl Kernel for AttendTask<'_> {
             }
         }
         for row in 0..num_rows {
-            write_output::<S>(attend, &task, &space, row);
+            write_output(attend, &task, &space, row);
         }
     }
 }
@@ -488,7 +488,7 @@ impl Part<'_> {
 }
 
 #[inline(always)]
-unsafe fn write_output<S: Simd>(attend: &Attend, task: &Task, space: &Workspace, row: usize) {
+unsafe fn write_output(attend: &Attend, task: &Task, space: &Workspace, row: usize) {
     let (token, head) = attend.token_and_head(task, row);
     let to = attend
         .output

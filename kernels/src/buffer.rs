@@ -46,7 +46,7 @@ impl Buffer {
         Self { start, layout }
     }
 
-    pub fn len(&self) -> usize {
+    pub fn num_bytes(&self) -> usize {
         self.layout.size()
     }
 
@@ -69,7 +69,11 @@ pub struct Scratch(Option<Buffer>);
 impl Scratch {
     /// At least `len` bytes, with anything in them.
     pub fn at_least(&mut self, len: usize) -> &Buffer {
-        if self.0.as_ref().is_none_or(|buffer| buffer.len() < len) {
+        if self
+            .0
+            .as_ref()
+            .is_none_or(|buffer| buffer.num_bytes() < len)
+        {
             self.0 = None; // first give back, then take
         }
         self.0.get_or_insert_with(|| Buffer::zeroed(len))

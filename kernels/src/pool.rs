@@ -150,7 +150,7 @@ fn work(shared: &'static Shared, worker: &'static Worker) -> ! {
         }
         spin_loop();
         turns = turns.wrapping_add(1);
-        if turns % 64 == 0 && idle_since.elapsed() > WATCH {
+        if turns.is_multiple_of(64) && idle_since.elapsed() > WATCH {
             worker.is_asleep.store(true, SeqCst);
             // Looked at again after the announcement, so that no caller's work is missed.
             if !shared.is_open.load(SeqCst) {

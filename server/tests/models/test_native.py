@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from text_gen_server import native
+from text_gen_server import demo, native
 from text_gen_server.attention.choose import choose_attention
 from text_gen_server.config import ModelConfig
 from text_gen_server.ops.choose import choose_ops
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from models.driver import CPU, Driver, Sequence, load
@@ -125,3 +126,15 @@ def test_quantized_logits_have_the_same_bits_however_the_prompt_is_cut(
 def test_quantized_weights_need_the_native_kernels() -> None:
     with pytest.raises(ValueError, match="quantize int8 works on CPUs in bfloat16 only"):
         choose_ops(dtype=torch.float32, device=CPU, num_threads=1, quantize="int8")
+
+
+DEMO = Path(demo.__file__).parent / "demo_model"
+
+
+@pytest.mark.parametrize(("quantize", "bound"), [(None, 1e-4), ("int8", 1e-2), ("int4", 0.2)])
+def test_a_trained_model_keeps_its_distributions(quantize: str | None, bound: float) -> None:
+    """On its own card: English, JSON and calls."""
+    text = (DEMO / "README.md").read_text().split("## Greedy answers")[1]
+    tokens = Tokenizer.from_file(str(DEMO / "tokenizer.json")).encode(text).ids[:500]
+    expected = Driver(*load(DEMO)).run(tokens)
+    assert divergence(native_driver(DEMO, quantize).run(tokens), expected) < bound
