@@ -29,7 +29,7 @@ from bench.run import Comparison, Plan
 if TYPE_CHECKING:
     from bench.servers import Command
 
-OUR_SERVERS = ["ours:bfloat16", "ours:float32"]
+OUR_SERVERS = ["ours:bfloat16", "ours:int8", "ours:float32"]
 PROGRAMS = ("ours", "llama", "vllm")
 QUICK_SERVERS = ["ours:float32"]
 
