@@ -14,6 +14,12 @@ use crate::pool::Pool;
 use crate::products::{Bf16Products, Products, Tile, VECTORS, with_count};
 use crate::simd::{Kernel, LANES, Simd, dispatch, exp};
 
+mod tiles;
+mod workspace;
+
+use tiles::{pack_keys, pack_values, tile_offsets};
+use workspace::{VALUE_PANEL_BYTES, Workspace};
+
 /// Keys taken at once.
 const TILE: usize = 2 * PANEL;
 /// Query rows (tokens times heads that share a KV head) for which a task packs each tile once.
@@ -119,73 +125,6 @@ struct AttendTask<'a> {
     scratch: &'a mut Scratch,
 }
 
-/// What a task works on, in its thread's scratch memory.
-struct Workspace {
-    /// Packed, scaled query rows.
-    queries: *mut u8,
-    query_bytes: usize,
-    /// Two panels: [D / 2 pairs][PANEL keys] each.
-    keys: *mut u32,
-    key_panel_bytes: usize,
-    /// Panels of columns: [TILE / 2 pairs of keys][PANEL columns] each.
-    values: *mut u32,
-    /// Scores of one product, [MAX_ROWS][TILE].
-    scores: *mut f32,
-    /// Their exponentials, packed.
-    weights: *mut u8,
-    /// [rows][columns], the sums so far.
-    sums: *mut f32,
-    /// [rows], the highest score and the sum of exponentials so far.
-    highest: *mut f32,
-    total: *mut f32,
-    /// A key or value of nobody.
-    zeros: *mut u16,
-    num_columns: usize,
-}
-
-const VALUE_PANEL_BYTES: usize = TILE / 2 * PANEL * 4;
-
-impl Workspace {
-    unsafe fn new(scratch: &mut Scratch, num_rows: usize, head_dim: usize) -> Self {
-        let query_bytes = Bf16Products::row_bytes(head_dim);
-        let key_panel_bytes = head_dim.div_ceil(2) * PANEL * 4;
-        let num_columns = head_dim.next_multiple_of(PANEL);
-        let row_floats = num_rows.next_multiple_of(LANES) * 4;
-        let sizes = [
-            num_rows * query_bytes,
-            2 * key_panel_bytes,
-            num_columns / PANEL * VALUE_PANEL_BYTES,
-            MAX_ROWS * TILE * 4,
-            MAX_ROWS * Bf16Products::row_bytes(TILE),
-            num_rows * num_columns * 4,
-            row_floats,
-            row_floats,
-            head_dim * 2,
-        ];
-        let mut next: *mut u8 = scratch.at_least(sizes.iter().sum()).as_ptr();
-        let parts = sizes.map(|size| {
-            let part = next;
-            next = next.add(size);
-            part
-        });
-        parts[8].write_bytes(0, head_dim * 2);
-        Self {
-            queries: parts[0],
-            query_bytes,
-            keys: parts[1].cast(),
-            key_panel_bytes,
-            values: parts[2].cast(),
-            scores: parts[3].cast(),
-            weights: parts[4],
-            sums: parts[5].cast(),
-            highest: parts[6].cast(),
-            total: parts[7].cast(),
-            zeros: parts[8].cast(),
-            num_columns,
-        }
-    }
-}
-
 impl Kernel for AttendTask<'_> {
     type Output = ();
 
@@ -268,96 +207,6 @@ unsafe fn pack_query<S: Simd>(attend: &Attend, task: &Task, space: &Workspace, r
     std::slice::from_raw_parts_mut(sums, space.num_columns).fill(0.0);
     *space.highest.add(row) = f32::NEG_INFINITY;
     *space.total.add(row) = 0.0;
-}
-
-/// Where the keys (or values, which lie the same way) of a tile begin, in elements. None beyond the sequence: what a block
-/// holds there belongs to nobody.
-#[inline(always)]
-unsafe fn tile_offsets(
-    attend: &Attend,
-    task: &Task,
-    (tile, kv_len): (usize, usize),
-) -> [Option<usize>; TILE] {
-    let table = attend
-        .rows
-        .block_tables
-        .add(task.row * attend.rows.max_blocks);
-    let (mut block, mut within) = (tile / attend.block_size, tile % attend.block_size);
-    let mut offsets = [None; TILE];
-    for offset in offsets.iter_mut().take(kv_len - tile) {
-        let slot = *table.add(block) as usize * attend.block_size + within;
-        *offset = Some((slot * attend.num_kv_heads + task.kv_head) * attend.head_dim);
-        within += 1;
-        if within == attend.block_size {
-            (block, within) = (block + 1, 0);
-        }
-    }
-    offsets
-}
-
-/// Keys of a tile as panels of pairs, zero beyond the sequence.
-#[inline(always)]
-unsafe fn pack_keys<S: Simd>(attend: &Attend, space: &Workspace, offsets: &[Option<usize>; TILE]) {
-    let head_dim = attend.head_dim;
-    let row = |key: usize| {
-        offsets[key].map_or(space.zeros.cast_const(), |offset| attend.keys.add(offset))
-    };
-    let whole = head_dim / (2 * LANES) * LANES; // pairs
-    for first in (0..TILE).step_by(LANES) {
-        let rows: [*const u16; LANES] = std::array::from_fn(|lane| row(first + lane));
-        let to = space
-            .keys
-            .byte_add(first / PANEL * space.key_panel_bytes)
-            .add(first % PANEL);
-        for pair in (0..whole).step_by(LANES) {
-            S::transpose_pairs(&rows, 2 * pair, to.add(pair * PANEL), PANEL);
-        }
-        for pair in whole..head_dim.div_ceil(2) {
-            for (lane, row) in rows.into_iter().enumerate() {
-                let second = if 2 * pair + 1 < head_dim {
-                    *row.add(2 * pair + 1)
-                } else {
-                    0
-                };
-                *to.add(pair * PANEL + lane) =
-                    u32::from(*row.add(2 * pair)) | u32::from(second) << 16;
-            }
-        }
-    }
-}
-
-/// Values of a tile as panels of pairs of keys, zero beyond the sequence.
-#[inline(always)]
-unsafe fn pack_values<S: Simd>(
-    attend: &Attend,
-    space: &Workspace,
-    offsets: &[Option<usize>; TILE],
-) {
-    let head_dim = attend.head_dim;
-    let row = |key: usize| {
-        offsets[key].map_or(space.zeros.cast_const(), |offset| attend.values.add(offset))
-    };
-    for pair in 0..TILE / 2 {
-        let (first, second) = (row(2 * pair), row(2 * pair + 1));
-        let to = |column: usize| {
-            space
-                .values
-                .byte_add(column / PANEL * VALUE_PANEL_BYTES)
-                .add(pair * PANEL + column % PANEL)
-        };
-        let whole = head_dim / LANES * LANES;
-        for column in (0..whole).step_by(LANES) {
-            S::interleave(first.add(column), second.add(column), to(column));
-        }
-        for column in whole..space.num_columns {
-            let is_there = column < head_dim;
-            *to(column) = if is_there {
-                u32::from(*first.add(column)) | u32::from(*second.add(column)) << 16
-            } else {
-                0
-            };
-        }
-    }
 }
 
 /// Some rows of a task and one tile.
