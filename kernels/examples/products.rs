@@ -1,6 +1,6 @@
 //! How fast products run from cold memory: GB/s of weights for few rows, GFLOP/s for many.
 //!
-//! `cargo run --release -p text-gen-kernels --example products [threads]`
+//! `cargo run --release -p text-gen-kernels --example products [threads [bf16|compact|int8|int4]]`
 
 use std::time::Instant;
 
@@ -13,12 +13,19 @@ use text_gen_kernels::{pool, simd};
 const COLD_BYTES: usize = 256 << 20;
 
 fn main() {
-    let threads = std::env::args()
-        .nth(1)
+    let mut arguments = std::env::args().skip(1);
+    let threads = (arguments.next())
         .and_then(|text| text.parse().ok())
         .unwrap_or(2);
+    let format = match arguments.next().as_deref() {
+        Some("bf16") => WeightFormat::Bf16,
+        Some("int8") => WeightFormat::Int8,
+        Some("int4") => WeightFormat::Int4,
+        _ => WeightFormat::Compact,
+    };
     pool::start(threads);
-    println!("{}, {threads} threads", simd::chosen().name());
+    let set = simd::chosen().name();
+    println!("{set}, {threads} threads, {format:?}");
     for (in_features, out_features) in [
         (576, 960),
         (576, 576),
@@ -26,7 +33,10 @@ fn main() {
         (1536, 576),
         (2048, 8192),
     ] {
-        let weights = vec![0x3c00_u16; in_features * out_features];
+        // Of about the exponents that real weights have.
+        let weights: Vec<u16> = (0..in_features * out_features)
+            .map(|n| 0x3c00 + ((n * 0x9e37) >> 6) as u16 % 0x180)
+            .collect();
         let source = Source {
             weights: weights.as_ptr(),
             rows: out_features,
@@ -34,7 +44,7 @@ fn main() {
         };
         let copies = COLD_BYTES / (2 * weights.len()) + 1;
         let packed: Vec<Packed> = (0..copies)
-            .map(|_| Packed::pack(source, Shape::Plain, WeightFormat::Bf16))
+            .map(|_| Packed::pack(source, Shape::Plain, format))
             .collect();
         for num_rows in [1, 8, 32, 256, 512] {
             let seconds = time(&packed, num_rows);

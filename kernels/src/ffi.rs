@@ -51,7 +51,7 @@ pub unsafe extern "C" fn tgk_pack(
     let format = match num_bits {
         4 => WeightFormat::Int4,
         8 => WeightFormat::Int8,
-        _ => WeightFormat::Bf16,
+        _ => WeightFormat::Compact,
     };
     let shape = if is_gated == 0 {
         Shape::Plain

@@ -3,10 +3,16 @@
 //! Every sum is taken in one order, whatever the number of rows or threads, so that a row's result does not depend on what
 //! else is in the batch.
 
+use std::cell::RefCell;
+
+use crate::bf16;
 use crate::buffer::Scratch;
+use crate::compact::Escape;
 use crate::packed::{PANEL, Packed, Shape, WeightFormat};
 use crate::pool::Pool;
-use crate::products::{Bf16Products, Products, Tile, with_count};
+use crate::products::{
+    Ahead, Bf16Products, CompactProducts, Products, Tile, VECTORS, expand_panel, with_count,
+};
 use crate::quantized::{Int4, Int8, QuantizedProducts};
 use crate::simd::{Kernel, LANES, Simd, dispatch, silu};
 
@@ -40,12 +46,30 @@ pub unsafe fn multiply(
 ) {
     match weights.format {
         WeightFormat::Bf16 => multiply_with::<Bf16Products>(pool, scratch, weights, activations),
+        WeightFormat::Compact if dispatch(IsExpanded(activations.num_rows)) => {
+            multiply_with::<Bf16Products>(pool, scratch, weights, activations)
+        }
+        WeightFormat::Compact => {
+            multiply_with::<CompactProducts>(pool, scratch, weights, activations)
+        }
         WeightFormat::Int8 => {
             multiply_with::<QuantizedProducts<Int8>>(pool, scratch, weights, activations)
         }
         WeightFormat::Int4 => {
             multiply_with::<QuantizedProducts<Int4>>(pool, scratch, weights, activations)
         }
+    }
+}
+
+/// Whether so many rows multiply compact weights that were expanded once for all of them.
+struct IsExpanded(usize);
+
+impl Kernel for IsExpanded {
+    type Output = bool;
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) -> bool {
+        self.0 > S::COMPACT_ROWS
     }
 }
 
@@ -78,12 +102,15 @@ unsafe fn multiply_with<P: Products>(
     pool.run(num_tasks, &|task| {
         let units = num_units * task / num_tasks..num_units * (task + 1) / num_tasks;
         let panels = units.start * panels_per_unit..units.end * panels_per_unit;
-        dispatch(MultiplyPanels::<P> {
-            weights,
-            activations,
-            packed_rows,
-            panels,
-            products: Default::default(),
+        EXPANDED.with_borrow_mut(|expanded| {
+            dispatch(MultiplyPanels::<P> {
+                weights,
+                activations,
+                packed_rows,
+                panels,
+                expanded: expanded.at_least(2 * expanded_bytes(weights)).as_ptr(),
+                products: Default::default(),
+            })
         });
     });
 }
@@ -124,11 +151,23 @@ impl<P: Products> Kernel for PackRows<P> {
     }
 }
 
+thread_local! {
+    /// Compact panels, expanded.
+    static EXPANDED: RefCell<Scratch> = RefCell::default();
+}
+
+/// Bytes of a panel that was expanded.
+fn expanded_bytes(weights: &Packed) -> usize {
+    weights.in_features.div_ceil(2) * PANEL * 4
+}
+
 struct MultiplyPanels<'a, P> {
     weights: &'a Packed,
     activations: Activations,
     packed_rows: PackedRows,
     panels: std::ops::Range<usize>,
+    /// Room for two of them.
+    expanded: *mut u8,
     products: std::marker::PhantomData<P>,
 }
 
@@ -140,38 +179,110 @@ impl<P: Products> Kernel for MultiplyPanels<'_, P> {
         let mut panel = self.panels.start;
         while panel < self.panels.end {
             // Two panels read more weights for each activation; with one, more rows share the weights that were read.
-            let is_pair = panel + 1 < self.panels.end;
-            if is_pair {
-                self.all_rows::<S, 2>(panel);
+            let count = (self.panels.end - panel).min(2);
+            let source = self.source::<S>(panel..panel + count);
+            if count == 2 {
+                self.all_rows::<S, 2>(panel, source);
             } else {
-                self.all_rows::<S, 1>(panel);
+                self.all_rows::<S, 1>(panel, source);
             }
-            panel += if is_pair { 2 } else { 1 };
+            panel += count;
         }
     }
 }
 
+/// Some rows with one or two panels.
+#[derive(Clone, Copy)]
+struct Pass {
+    panel: usize,
+    /// Where the weights are, and the bytes of a panel.
+    source: (*const u8, usize),
+    row: usize,
+    ahead: Ahead,
+}
+
 impl<P: Products> MultiplyPanels<'_, P> {
+    /// Where the products read some panels, and the bytes of each.
     #[inline(always)]
-    unsafe fn all_rows<S: Simd, const N: usize>(&self, panel: usize) {
+    unsafe fn source<S: Simd>(&self, panels: std::ops::Range<usize>) -> (*const u8, usize) {
+        let weights = self.weights;
+        if weights.format != WeightFormat::Compact
+            || !IsExpanded(self.activations.num_rows).run::<S>()
+        {
+            return (weights.panel(panels.start), weights.panel_bytes());
+        }
+        let panel_bytes = expanded_bytes(weights);
+        let start = self.expanded;
+        for (n, panel) in panels.enumerate() {
+            expand_panel::<S>(
+                weights.panel(panel),
+                weights.in_features,
+                &weights.exponents,
+                start.add(n * panel_bytes).cast(),
+            );
+        }
+        (start, panel_bytes)
+    }
+
+    #[inline(always)]
+    unsafe fn all_rows<S: Simd, const N: usize>(&self, panel: usize, source: (*const u8, usize)) {
         let num_rows = self.activations.num_rows;
-        let mut row = 0;
-        while row < num_rows {
-            let count = (num_rows - row).min(P::rows::<S>(N));
-            with_count!(count, N, |M| self.some_rows::<S, M, N>(panel, row));
-            row += count;
+        let num_passes = num_rows.div_ceil(P::rows::<S>(N));
+        for pass in 0..num_passes {
+            // Passes of about equal size.
+            let rows = num_rows * pass / num_passes..num_rows * (pass + 1) / num_passes;
+            let at = Pass {
+                panel,
+                source,
+                row: rows.start,
+                ahead: self.ahead::<N>(panel, (pass, num_passes)),
+            };
+            with_count!(rows.len(), N, |M| self.some_rows::<S, M, N>(at));
+        }
+    }
+
+    /// What to ask for in one of the passes over some panels, so that the next ones are there when the passes are over.
+    #[inline(always)]
+    fn ahead<const N: usize>(&self, panel: usize, (pass, num_passes): (usize, usize)) -> Ahead {
+        if num_passes == 1 {
+            return Ahead::Along;
+        }
+        let next = panel + N..(panel + 2 * N).min(self.panels.end);
+        if next.is_empty() {
+            return Ahead::Nothing;
+        }
+        let bytes = next.len() * self.weights.panel_bytes() / num_passes;
+        Ahead::Next {
+            start: self.weights.panel(next.start).wrapping_add(pass * bytes),
+            step: bytes.div_ceil(P::num_units(self.weights.in_features)),
         }
     }
 
     #[inline(always)]
-    unsafe fn some_rows<S: Simd, const M: usize, const N: usize>(&self, panel: usize, row: usize) {
-        let sums = P::tile::<S, M, N>(Tile {
+    unsafe fn some_rows<S: Simd, const M: usize, const N: usize>(&self, at: Pass) {
+        let Pass {
+            panel,
+            source,
+            row,
+            ahead,
+        } = at;
+        let mut sums = P::tile::<S, M, N>(Tile {
             rows: self.packed_rows.start.add(row * self.packed_rows.row_bytes),
             row_bytes: self.packed_rows.row_bytes,
-            panel: self.weights.panel(panel),
-            panel_bytes: self.weights.panel_bytes(),
+            panel: source.0,
+            panel_bytes: source.1,
             in_features: self.weights.in_features,
+            exponents: &self.weights.exponents,
+            ahead,
         });
+        for n in 0..N {
+            let escapes = self.weights.escapes(panel + n);
+            if !escapes.is_empty() {
+                for m in 0..M {
+                    sums[m][n] = self.add_escapes::<S>(sums[m][n], escapes, row + m);
+                }
+            }
+        }
         for m in 0..M {
             let panels = sums[m];
             if N == 2 && self.weights.shape == Shape::Gated {
@@ -189,6 +300,32 @@ impl<P: Products> MultiplyPanels<'_, P> {
                 }
             }
         }
+    }
+
+    /// Adds the products of the weights that are not in their panel.
+    #[inline(always)]
+    unsafe fn add_escapes<S: Simd>(
+        &self,
+        sums: [S::F32; VECTORS],
+        escapes: &[Escape],
+        row: usize,
+    ) -> [S::F32; VECTORS] {
+        let Activations {
+            input,
+            input_stride,
+            ..
+        } = self.activations;
+        let mut columns = [0_f32; PANEL];
+        S::store(columns.as_mut_ptr(), sums[0]);
+        S::store(columns.as_mut_ptr().add(LANES), sums[1]);
+        for escape in escapes {
+            let activation = *input.add(row * input_stride + escape.input as usize);
+            columns[escape.column as usize] += activation * bf16::to_f32(escape.weight);
+        }
+        [
+            S::load(columns.as_ptr()),
+            S::load(columns.as_ptr().add(LANES)),
+        ]
     }
 
     #[inline(always)]

@@ -1,8 +1,11 @@
 //! Weights of a linear layer, rearranged once into the order in which the products read them: panels of 32 output columns,
 //! within a panel everything along the inputs. The same for every instruction set.
 
+use std::sync::{Mutex, PoisonError};
+
 use crate::bf16;
 use crate::buffer::Buffer;
+use crate::compact::{self, Codes, Escape, Exponents};
 use crate::pool;
 use crate::quantized::{self, Int4, Int8};
 
@@ -14,6 +17,8 @@ pub const PANEL: usize = 32;
 pub enum WeightFormat {
     /// Per panel [pairs of inputs][32 columns] of two bf16.
     Bf16,
+    /// The same weights in fewer bytes, see `compact`. Becomes `Bf16` where they do not fit.
+    Compact,
     /// See `quantized`.
     Int8,
     Int4,
@@ -32,7 +37,7 @@ pub struct Source {
 unsafe impl Sync for Source {}
 
 impl Source {
-    fn row(&self, row: usize) -> &[u16] {
+    pub(crate) fn row(&self, row: usize) -> &[u16] {
         debug_assert!(row < self.rows);
         // SAFETY: within the matrix.
         unsafe {
@@ -59,47 +64,77 @@ pub struct Packed {
     pub num_panels: usize,
     panel_bytes: usize,
     data: Buffer,
+    /// Of `Compact`: what the codes mean, and the weights of each panel that have none.
+    pub exponents: Exponents,
+    escapes: Vec<Vec<Escape>>,
 }
 
 impl Packed {
     /// Packs on all threads.
     pub fn pack(source: Source, shape: Shape, format: WeightFormat) -> Self {
+        let mut packed = Self::empty(&source, shape, format);
+        if format == WeightFormat::Compact {
+            packed.exponents = compact::frequent_exponents(&source);
+        }
+        let codes = Codes::new(&packed.exponents);
+        let escapes: Vec<Mutex<Vec<Escape>>> =
+            (0..packed.num_panels).map(|_| Mutex::default()).collect();
+        pool::lock().run(packed.num_panels, &|panel| {
+            let to = packed.panel(panel).cast_mut();
+            let mut escapes = escapes[panel]
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            for (column, row) in packed.source_rows(panel).enumerate() {
+                let weights = source.row(row);
+                // SAFETY: each task writes its own panel.
+                unsafe {
+                    match format {
+                        WeightFormat::Bf16 => pack_bf16(weights, to.cast(), column),
+                        WeightFormat::Compact => {
+                            compact::pack_column(weights, (to, column), &codes, &mut escapes);
+                        }
+                        WeightFormat::Int8 => quantized::pack_column::<Int8>(weights, to, column),
+                        WeightFormat::Int4 => quantized::pack_column::<Int4>(weights, to, column),
+                    }
+                }
+            }
+        });
+        packed.escapes = (escapes.into_iter())
+            .map(|escapes| escapes.into_inner().unwrap_or_else(PoisonError::into_inner))
+            .collect();
+        if compact::too_many(packed.escapes.iter().map(Vec::len).sum(), &source) {
+            drop(packed); // first give back, then take
+            return Self::pack(source, shape, WeightFormat::Bf16);
+        }
+        packed
+    }
+
+    fn empty(source: &Source, shape: Shape, format: WeightFormat) -> Self {
         let halves = if shape == Shape::Gated { 2 } else { 1 };
         let out_features = source.rows / halves;
         let num_panels = out_features.div_ceil(PANEL) * halves;
         let panel_bytes = match format {
             WeightFormat::Bf16 => source.in_features.div_ceil(2) * PANEL * 4,
+            WeightFormat::Compact => compact::panel_bytes(source.in_features),
             WeightFormat::Int8 => quantized::panel_bytes::<Int8>(source.in_features),
             WeightFormat::Int4 => quantized::panel_bytes::<Int4>(source.in_features),
         };
-        let data = Buffer::zeroed(num_panels * panel_bytes);
-        let packed = Self {
+        Self {
             format,
             shape,
             in_features: source.in_features,
             out_features,
             num_panels,
             panel_bytes,
-            data,
-        };
-        pool::lock().run(num_panels, &|panel| {
-            let rows = packed.source_rows(panel);
-            let to = packed.panel(panel).cast_mut();
-            for (lane, row) in rows.enumerate() {
-                let weights = source.row(row);
-                // SAFETY: each task writes its own panel.
-                match format {
-                    WeightFormat::Bf16 => unsafe { pack_bf16(weights, to.cast(), lane) },
-                    WeightFormat::Int8 => unsafe {
-                        quantized::pack_column::<Int8>(weights, to, lane)
-                    },
-                    WeightFormat::Int4 => unsafe {
-                        quantized::pack_column::<Int4>(weights, to, lane)
-                    },
-                }
-            }
-        });
-        packed
+            data: Buffer::zeroed(num_panels * panel_bytes),
+            exponents: Exponents::default(),
+            escapes: Vec::new(),
+        }
+    }
+
+    /// Weights of a panel that count as zero there.
+    pub fn escapes(&self, panel: usize) -> &[Escape] {
+        &self.escapes[panel]
     }
 
     pub fn panel(&self, panel: usize) -> *const u8 {
@@ -130,14 +165,23 @@ impl Packed {
     pub fn unpack_row(&self, row: usize, to: &mut [f32]) {
         debug_assert!(self.shape == Shape::Plain && row < self.out_features);
         debug_assert_eq!(to.len(), self.in_features);
-        let (panel, lane) = (self.panel(row / PANEL), row % PANEL);
+        let (number, lane) = (row / PANEL, row % PANEL);
+        let panel = self.panel(number);
         for (input, value) in to.iter_mut().enumerate() {
             // SAFETY: within the panel.
             *value = match self.format {
                 WeightFormat::Bf16 => unsafe { unpack_bf16(panel.cast(), input, lane) },
+                WeightFormat::Compact => {
+                    bf16::to_f32(unsafe { compact::unpack(panel, (input, lane), &self.exponents) })
+                }
                 WeightFormat::Int8 => unsafe { quantized::unpack::<Int8>(panel, input, lane) },
                 WeightFormat::Int4 => unsafe { quantized::unpack::<Int4>(panel, input, lane) },
             };
+        }
+        for escape in self.escapes(number) {
+            if escape.column as usize == lane {
+                to[escape.input as usize] = bf16::to_f32(escape.weight);
+            }
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The innermost loops: a few rows of activations times one or two panels of weights, with the sums in registers.
 
+use crate::compact::{self, Exponents};
 use crate::packed::PANEL;
 use crate::simd::{LANES, Simd};
 
@@ -19,12 +20,58 @@ pub struct Tile {
     pub panel: *const u8,
     pub panel_bytes: usize,
     pub in_features: usize,
+    /// What the codes of compact weights mean.
+    pub exponents: *const Exponents,
+    pub ahead: Ahead,
 }
+
+/// What to ask memory for while a tile is computed. Without it, weights would arrive while nothing is multiplied, and
+/// multiplying would be done while nothing arrives.
+#[derive(Clone, Copy)]
+pub enum Ahead {
+    Nothing,
+    /// Weights that are read once: those a little further on.
+    Along,
+    /// Weights that several tiles read: a part of the panels that come next, so many bytes for every unit of inputs.
+    Next {
+        start: *const u8,
+        step: usize,
+    },
+}
+
+impl Ahead {
+    /// In bytes. Enough to cover the way to memory, and small beside the second cache.
+    const DISTANCE: usize = 16 << 10;
+
+    #[inline(always)]
+    pub unsafe fn ask_next<S: Simd>(&self, unit: usize) {
+        if let Self::Next { start, step } = *self {
+            let start = start.wrapping_add(unit * step);
+            S::prefetch(start);
+            S::prefetch(start.wrapping_add(CACHE_LINE));
+        }
+    }
+
+    /// `len` bytes at `from` are about to be read.
+    #[inline(always)]
+    pub unsafe fn ask_along<S: Simd>(&self, from: *const u8, len: usize) {
+        if let Self::Along = self {
+            for line in (0..len).step_by(CACHE_LINE) {
+                S::prefetch(from.wrapping_add(Self::DISTANCE + line));
+            }
+        }
+    }
+}
+
+const CACHE_LINE: usize = 64;
 
 /// A format of weights with the form of activations that it multiplies.
 pub trait Products: Copy + Sync {
     /// Bytes of a packed row of activations on any instruction set, a multiple of a cache line.
     fn row_bytes(in_features: usize) -> usize;
+
+    /// Steps of a tile along the inputs.
+    fn num_units(in_features: usize) -> usize;
 
     /// How many rows to take at once with `num_panels`.
     fn rows<S: Simd>(num_panels: usize) -> usize;
@@ -41,6 +88,10 @@ pub struct Bf16Products;
 impl Products for Bf16Products {
     fn row_bytes(in_features: usize) -> usize {
         (in_features.next_multiple_of(LANES)) * 4
+    }
+
+    fn num_units(in_features: usize) -> usize {
+        in_features.div_ceil(2)
     }
 
     #[inline(always)]
@@ -63,15 +114,24 @@ impl Products for Bf16Products {
             };
             *to.add(input / 2) = S::pair(*from.add(input), second);
         }
+        // What compact weights fill their last group with is zero, and must not meet anything else.
+        for pair in in_features.div_ceil(2)..in_features.next_multiple_of(4) / 2 {
+            *to.add(pair) = S::pair(0.0, 0.0);
+        }
     }
 
     #[inline(always)]
     unsafe fn tile<S: Simd, const M: usize, const N: usize>(tile: Tile) -> Sums<S::F32, M, N> {
         let mut sums = [[[S::splat(0.0); VECTORS]; N]; M];
         for pair in 0..tile.in_features.div_ceil(2) {
+            tile.ahead.ask_next::<S>(pair);
             let mut weights =
                 [[S::load_pairs(tile.panel.cast::<u32>().add(pair * PANEL)); VECTORS]; N];
             for (n, panel) in weights.iter_mut().enumerate() {
+                let from = tile
+                    .panel
+                    .wrapping_add(n * tile.panel_bytes + pair * PANEL * 4);
+                tile.ahead.ask_along::<S>(from, PANEL * 4);
                 for (v, vector) in panel.iter_mut().enumerate() {
                     *vector = S::load_pairs(
                         tile.panel
@@ -98,7 +158,105 @@ impl Products for Bf16Products {
     }
 }
 
-/// Calls `$body` with the constant `$rows` equal to `$count`, which is at most 12 for one panel and 6 for two. Every count is
+/// `Compact` weights, expanded in registers. The same sums as of `Bf16Products`, in the same order.
+#[derive(Clone, Copy)]
+pub struct CompactProducts;
+
+impl Products for CompactProducts {
+    fn row_bytes(in_features: usize) -> usize {
+        Bf16Products::row_bytes(in_features)
+    }
+
+    fn num_units(in_features: usize) -> usize {
+        Bf16Products::num_units(in_features)
+    }
+
+    #[inline(always)]
+    fn rows<S: Simd>(_: usize) -> usize {
+        S::COMPACT_ROWS
+    }
+
+    #[inline(always)]
+    unsafe fn pack_row<S: Simd>(from: *const f32, in_features: usize, to: *mut u8) {
+        Bf16Products::pack_row::<S>(from, in_features, to);
+    }
+
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const M: usize, const N: usize>(tile: Tile) -> Sums<S::F32, M, N> {
+        if M * N <= FEW_SUMS {
+            return compact_panels::<S, M, N>(tile);
+        }
+        // One panel after the other: what a vector is made of takes registers too.
+        let mut sums = [[[S::splat(0.0); VECTORS]; N]; M];
+        for n in 0..N {
+            let panel_sums = compact_panels::<S, M, 1>(Tile {
+                panel: tile.panel.add(n * tile.panel_bytes),
+                ahead: if n == 0 { tile.ahead } else { Ahead::Nothing },
+                ..tile
+            });
+            for m in 0..M {
+                sums[m][n] = panel_sums[m][0];
+            }
+        }
+        sums
+    }
+}
+
+/// Sums that leave room for the expansion of two panels at a time.
+const FEW_SUMS: usize = 4;
+
+#[inline(always)]
+unsafe fn compact_panels<S: Simd, const M: usize, const N: usize>(
+    tile: Tile,
+) -> Sums<S::F32, M, N> {
+    let mut sums = [[[S::splat(0.0); VECTORS]; N]; M];
+    for two_pairs in 0..tile.in_features.div_ceil(4) {
+        for n in 0..N {
+            let group = tile
+                .panel
+                .wrapping_add(n * tile.panel_bytes + two_pairs * compact::GROUP_BYTES);
+            tile.ahead.ask_along::<S>(group, compact::GROUP_BYTES);
+        }
+        for pair in [2 * two_pairs, 2 * two_pairs + 1] {
+            tile.ahead.ask_next::<S>(pair);
+            for n in 0..N {
+                let panel = tile.panel.add(n * tile.panel_bytes);
+                let (group, first) = compact::group_of(panel, pair);
+                for v in 0..VECTORS {
+                    let weights = S::load_compact(group, first + v, tile.exponents);
+                    for m in 0..M {
+                        let row = tile.rows.add(m * tile.row_bytes).cast::<S::Pair>();
+                        sums[m][n][v] = S::multiply_pairs(sums[m][n][v], weights, row.add(pair));
+                    }
+                }
+            }
+        }
+    }
+    sums
+}
+
+/// Writes a panel of compact weights as `Bf16Products` read it.
+#[inline(always)]
+pub unsafe fn expand_panel<S: Simd>(
+    panel: *const u8,
+    in_features: usize,
+    exponents: *const Exponents,
+    to: *mut u32,
+) {
+    for pair in 0..in_features.div_ceil(2) {
+        let (group, first) = compact::group_of(panel, pair);
+        for v in 0..VECTORS {
+            S::expand_compact(
+                group,
+                first + v,
+                exponents,
+                to.add(pair * PANEL + v * LANES),
+            );
+        }
+    }
+}
+
+/// Calls `$body` with the constant `$rows` equal to `$count`, which is at most 12 for one panel and 8 for two. Every count is
 /// compiled on its own, so that its sums stay in registers.
 macro_rules! with_count {
     ($count:expr, $panels:expr, |$rows:ident| $body:expr) => {{
@@ -115,8 +273,8 @@ macro_rules! with_count {
             4 => case!(4),
             5 => case!(5),
             6 => case!(6),
-            7 if $panels == 1 => case!(7),
-            8 if $panels == 1 => case!(8),
+            7 => case!(7),
+            8 => case!(8),
             9 if $panels == 1 => case!(9),
             10 if $panels == 1 => case!(10),
             11 if $panels == 1 => case!(11),

@@ -147,6 +147,10 @@ impl<Q: Quantized> Products for QuantizedProducts<Q> {
         in_features.div_ceil(Q::GROUP) * group_row_bytes(Q::GROUP)
     }
 
+    fn num_units(in_features: usize) -> usize {
+        in_features.div_ceil(Q::GROUP) * Q::GROUP / if Q::HALVES { 8 } else { 4 }
+    }
+
     #[inline(always)]
     fn rows<S: Simd>(num_panels: usize) -> usize {
         (S::ROWS[num_panels - 1] / 2).max(1) // each sum takes two registers, one of integers
@@ -213,10 +217,13 @@ impl<Q: Quantized> Products for QuantizedProducts<Q> {
             let bytes_per_quad = PANEL * 4;
             let per_step = if Q::HALVES { 2 } else { 1 };
             for step in 0..Q::GROUP / 4 / per_step {
+                tile.ahead
+                    .ask_next::<S>(group * (Q::GROUP / 4 / per_step) + step);
                 for n in 0..N {
                     for v in 0..VECTORS {
                         let from =
                             panel.add(n * tile.panel_bytes + step * bytes_per_quad + v * LANES * 4);
+                        tile.ahead.ask_along::<S>(from, LANES * 4);
                         if Q::HALVES {
                             let [lower, upper] = S::load_half_quads(from);
                             for m in 0..M {

@@ -11,7 +11,7 @@ use std::cell::RefCell;
 use crate::buffer::Scratch;
 use crate::packed::PANEL;
 use crate::pool::Pool;
-use crate::products::{Bf16Products, Products, Tile, VECTORS, with_count};
+use crate::products::{Ahead, Bf16Products, Products, Tile, VECTORS, with_count};
 use crate::simd::{Kernel, LANES, Simd, dispatch, exp};
 
 mod tiles;
@@ -229,6 +229,8 @@ impl Part<'_> {
             panel: space.keys.cast(),
             panel_bytes: space.key_panel_bytes,
             in_features: self.attend.head_dim,
+            exponents: std::ptr::null(),
+            ahead: Ahead::Nothing,
         });
         let mut factors = [0.0; M];
         for m in 0..M {
@@ -317,6 +319,8 @@ impl Part<'_> {
             panel: space.values.byte_add(panel * VALUE_PANEL_BYTES).cast(),
             panel_bytes: VALUE_PANEL_BYTES,
             in_features: TILE,
+            exponents: std::ptr::null(),
+            ahead: Ahead::Nothing,
         });
         for m in 0..M {
             let to = space

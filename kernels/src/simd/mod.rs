@@ -8,6 +8,8 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use crate::compact::{self, Exponents};
+
 mod math;
 mod portable;
 #[cfg(target_arch = "x86_64")]
@@ -36,6 +38,12 @@ pub trait Simd: Copy + 'static {
 
     /// Rows of activations whose sums fit into registers, with one panel of weights and with two.
     const ROWS: [usize; 2];
+    /// The same with compact weights, which are expanded anew for so many.
+    const COMPACT_ROWS: usize;
+
+    /// Asks for a cache line that will be read soon. The address need not be valid.
+    #[inline(always)]
+    unsafe fn prefetch(_from: *const u8) {}
 
     unsafe fn splat(value: f32) -> Self::F32;
     unsafe fn load(from: *const f32) -> Self::F32;
@@ -67,6 +75,31 @@ pub trait Simd: Copy + 'static {
     /// Two activations as a pair.
     fn pair(first: f32, second: f32) -> Self::Pair;
     unsafe fn load_pairs(from: *const u32) -> Self::Pairs;
+    /// Sixteen pairs of a compact group (see `compact`), as `load_pairs` has them.
+    #[inline(always)]
+    unsafe fn load_compact(
+        group: *const u8,
+        vector: usize,
+        exponents: *const Exponents,
+    ) -> Self::Pairs {
+        let mut pairs = [0; LANES];
+        Self::expand_compact(group, vector, exponents, pairs.as_mut_ptr());
+        Self::load_pairs(pairs.as_ptr())
+    }
+    /// Writes sixteen pairs of a compact group as `load_pairs` takes them.
+    #[inline(always)]
+    unsafe fn expand_compact(
+        group: *const u8,
+        vector: usize,
+        exponents: *const Exponents,
+        to: *mut u32,
+    ) {
+        for lane in 0..LANES {
+            let first = compact::expand(group, vector, 2 * lane, &*exponents);
+            let second = compact::expand(group, vector, 2 * lane + 1, &*exponents);
+            *to.add(lane) = u32::from(first) | u32::from(second) << 16;
+        }
+    }
     /// Sixteen pairs of bf16 of each row from element `first` on, turned around: pair `n` of all rows at `to + n * stride`.
     #[inline(always)]
     unsafe fn transpose_pairs(

@@ -34,6 +34,7 @@ impl Simd for Portable {
     type Quads = Lanes<[u8; 4]>;
 
     const ROWS: [usize; 2] = [2, 1];
+    const COMPACT_ROWS: usize = 2;
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self::F32 {

@@ -28,8 +28,17 @@ impl Case {
         }
     }
 
+    /// As bf16 is kept: most sizes compact, and every other one as it is.
     fn pack(&self, shape: Shape) -> Packed {
-        self.pack_as(shape, WeightFormat::Bf16)
+        let is_compact = !self.rows.is_multiple_of(3);
+        self.pack_as(
+            shape,
+            if is_compact {
+                WeightFormat::Compact
+            } else {
+                WeightFormat::Bf16
+            },
+        )
     }
 
     fn pack_as(&self, shape: Shape, format: WeightFormat) -> Packed {
@@ -184,6 +193,101 @@ fn a_row_has_the_same_bits_alone_and_among_others() {
             };
         }
     });
+}
+
+/// Weights of which some have exponents that no others have: zeros of both signs, tiny, huge and subnormal ones.
+fn with_rare_exponents(random: &mut Random, size: (usize, usize), num_rows: usize) -> Case {
+    let mut case = Case::random(random, size, num_rows);
+    let specials = [
+        0.0, -0.0, 1e-30, -1e-20, 1e-38, 3e-39, 5e4, 1e-12, -1e-13, 2e3, 3e-15, 1e-16,
+    ];
+    for (n, special) in specials.into_iter().enumerate() {
+        let at = random.below(case.weights.len() / 13) + n * case.weights.len() / 13;
+        case.weights[at] = bf16::from_f32(special);
+    }
+    case
+}
+
+#[test]
+fn compact_weights_are_exactly_the_weights() {
+    let mut random = Random::new(9);
+    let case = with_rare_exponents(&mut random, (80, 300), 0);
+    let packed = case.pack_as(Shape::Plain, WeightFormat::Compact);
+    assert_eq!(packed.format, WeightFormat::Compact);
+    assert!(
+        (0..3).any(|panel| !packed.escapes(panel).is_empty()),
+        "there were weights to list"
+    );
+    for row in 0..80 {
+        let mut unpacked = vec![0.0; 300];
+        packed.unpack_row(row, &mut unpacked);
+        let bits: Vec<u16> = unpacked.into_iter().map(bf16::from_f32).collect();
+        assert_eq!(bits, case.weights[row * 300..(row + 1) * 300]);
+    }
+}
+
+#[test]
+fn compact_products_have_the_bits_of_plain_ones_where_all_weights_are_in_their_panels() {
+    let mut random = Random::new(10);
+    with_every_instruction_set(|_| {
+        for (size, shape) in [((75, 130), Shape::Plain), ((128, 66), Shape::Gated)] {
+            for num_rows in [1, 2, 5, 6, 7, 13, 30] {
+                let mut case = Case::random(&mut random, size, num_rows);
+                for bits in &mut case.weights {
+                    *bits |= 0x3c00; // few exponents
+                }
+                let plain = case.pack_as(shape, WeightFormat::Bf16);
+                let compact = case.pack_as(shape, WeightFormat::Compact);
+                assert!(compact.num_bytes() < plain.num_bytes());
+                let num_escapes: usize = (0..2).map(|panel| compact.escapes(panel).len()).sum();
+                assert_eq!(num_escapes, 0);
+                assert_eq!(run(&compact, &case), run(&plain, &case));
+            }
+        }
+    });
+}
+
+#[test]
+fn weights_beside_their_panel_count_the_same_alone_and_among_others() {
+    let mut random = Random::new(11);
+    with_every_instruction_set(|tolerance| {
+        let mut case = with_rare_exponents(&mut random, (70, 310), 9);
+        case.bias = None;
+        let packed = case.pack_as(Shape::Plain, WeightFormat::Compact);
+        assert_eq!(packed.format, WeightFormat::Compact);
+        let together = run(&packed, &case);
+        for row in 0..9 {
+            for column in 0..70 {
+                let (sum, magnitude) = case.expected(row, column);
+                let error = (f64::from(together[row * 70 + column]) - sum).abs();
+                assert!(
+                    error <= tolerance * (magnitude + 1.0),
+                    "{row}, {column}: {sum}"
+                );
+            }
+        }
+        let alone = Case {
+            input: case.input[8 * 310..].to_vec(),
+            num_rows: 1,
+            weights: Vec::new(),
+            bias: None,
+            ..case
+        };
+        assert_eq!(run(&packed, &alone), together[8 * 70..]);
+    });
+}
+
+#[test]
+fn weights_of_too_many_exponents_are_kept_as_they_are() {
+    let mut random = Random::new(12);
+    let mut case = Case::random(&mut random, (64, 64), 2);
+    for bits in &mut case.weights {
+        *bits = (random.next() as u16) & 0xbfff; // any exponent below that of infinity
+    }
+    let packed = case.pack_as(Shape::Plain, WeightFormat::Compact);
+    assert_eq!(packed.format, WeightFormat::Bf16);
+    let plain = case.pack_as(Shape::Plain, WeightFormat::Bf16);
+    assert_eq!(run(&packed, &case), run(&plain, &case));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use crate::compact::{self, Exponents};
 use crate::simd::Simd;
 
 #[derive(Clone, Copy)]
@@ -18,7 +19,12 @@ impl Simd for Avx2 {
     type Quads = [__m256i; 2];
 
     const ROWS: [usize; 2] = [2, 1];
+    const COMPACT_ROWS: usize = 2;
 
+    #[inline(always)]
+    unsafe fn prefetch(from: *const u8) {
+        _mm_prefetch::<_MM_HINT_T1>(from.cast());
+    }
     #[inline(always)]
     unsafe fn splat(value: f32) -> Two {
         [_mm256_set1_ps(value); 2]
@@ -142,17 +148,29 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn load_pairs(from: *const u32) -> Self::Pairs {
-        let bits = [
+        pairs_of([
             _mm256_loadu_si256(from.cast()),
             _mm256_loadu_si256(from.add(8).cast()),
-        ];
-        let upper = _mm256_set1_epi32(0xffff_0000_u32 as i32);
-        let first = |bits| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits));
-        let second = |bits| _mm256_castsi256_ps(_mm256_and_si256(bits, upper));
-        [
-            [first(bits[0]), first(bits[1])],
-            [second(bits[0]), second(bits[1])],
-        ]
+        ])
+    }
+    #[inline(always)]
+    unsafe fn load_compact(
+        group: *const u8,
+        vector: usize,
+        exponents: *const Exponents,
+    ) -> Self::Pairs {
+        pairs_of(expand(group, vector, exponents))
+    }
+    #[inline(always)]
+    unsafe fn expand_compact(
+        group: *const u8,
+        vector: usize,
+        exponents: *const Exponents,
+        to: *mut u32,
+    ) {
+        let [low, high] = expand(group, vector, exponents);
+        _mm256_storeu_si256(to.cast(), low);
+        _mm256_storeu_si256(to.add(8).cast(), high);
     }
     #[inline(always)]
     unsafe fn multiply_pairs(sum: Two, weights: Self::Pairs, pair: *const Self::Pair) -> Two {
@@ -208,6 +226,40 @@ impl Simd for Avx2 {
         };
         [add(sum[0], weights[0]), add(sum[1], weights[1])]
     }
+}
+
+#[inline(always)]
+unsafe fn pairs_of(bits: [__m256i; 2]) -> [Two; 2] {
+    let upper = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+    [
+        [
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits[0])),
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits[1])),
+        ],
+        [
+            _mm256_castsi256_ps(_mm256_and_si256(bits[0], upper)),
+            _mm256_castsi256_ps(_mm256_and_si256(bits[1], upper)),
+        ],
+    ]
+}
+
+/// Sixteen pairs of a compact group.
+#[inline(always)]
+unsafe fn expand(group: *const u8, vector: usize, exponents: *const Exponents) -> [__m256i; 2] {
+    let (bytes, codes) = compact::parts(group, vector);
+    let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(exponents.cast()));
+    let shift = _mm_cvtsi32_si128(4 * vector as i32);
+    let kept = _mm256_set1_epi16(0x807f_u16 as i16);
+    let mut pairs = [_mm256_setzero_si256(); 2];
+    for (half, pairs) in pairs.iter_mut().enumerate() {
+        let codes = _mm256_srl_epi16(_mm256_loadu_si256(codes.add(32 * half).cast()), shift);
+        // A byte of zero is code 0, whose exponent is zero too.
+        let codes = _mm256_and_si256(codes, _mm256_set1_epi16(15));
+        let exponents = _mm256_slli_epi16::<7>(_mm256_shuffle_epi8(table, codes));
+        let rest = _mm256_cvtepi8_epi16(_mm_loadu_si128(bytes.add(16 * half).cast()));
+        *pairs = _mm256_or_si256(_mm256_and_si256(rest, kept), exponents);
+    }
+    pairs
 }
 
 /// The bf16 in the lower half of each lane. NaN stays NaN.

@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use crate::compact::{self, Exponents};
 use crate::simd::Simd;
 
 #[derive(Clone, Copy)]
@@ -44,6 +45,23 @@ unsafe fn transpose(rows: [__m512i; 16]) -> [__m512i; 16] {
     columns
 }
 
+/// Sixteen pairs of a compact group.
+#[inline(always)]
+unsafe fn expand(group: *const u8, vector: usize, exponents: *const Exponents) -> __m512i {
+    let (bytes, codes) = compact::parts(group, vector);
+    // Words of the exponents, twice, because a look-up takes five bits and the fifth belongs to the next vector.
+    let words = _mm256_slli_epi16::<7>(_mm256_cvtepu8_epi16(_mm_loadu_si128(exponents.cast())));
+    let table = _mm512_broadcast_i64x4(words);
+    let codes = _mm512_srl_epi16(
+        _mm512_loadu_si512(codes.cast()),
+        _mm_cvtsi32_si128(4 * vector as i32),
+    );
+    let exponents = _mm512_permutexvar_epi16(codes, table);
+    let rest = _mm512_cvtepi8_epi16(_mm256_loadu_si256(bytes.cast()));
+    // exponents | (rest & sign and mantissa)
+    _mm512_ternarylogic_epi32::<0xf8>(exponents, rest, _mm512_set1_epi16(0x807f_u16 as i16))
+}
+
 /// What all three share.
 macro_rules! common {
     () => {
@@ -52,7 +70,12 @@ macro_rules! common {
         type Quads = __m512i;
 
         const ROWS: [usize; 2] = [12, 6];
+        const COMPACT_ROWS: usize = 8;
 
+        #[inline(always)]
+        unsafe fn prefetch(from: *const u8) {
+            _mm_prefetch::<_MM_HINT_T1>(from.cast());
+        }
         #[inline(always)]
         unsafe fn splat(value: f32) -> __m512 {
             _mm512_set1_ps(value)
@@ -151,6 +174,27 @@ macro_rules! common {
             }
         }
         #[inline(always)]
+        unsafe fn load_compact(
+            group: *const u8,
+            vector: usize,
+            exponents: *const Exponents,
+        ) -> Self::Pairs {
+            Self::pairs_of(expand(group, vector, exponents))
+        }
+        #[inline(always)]
+        unsafe fn expand_compact(
+            group: *const u8,
+            vector: usize,
+            exponents: *const Exponents,
+            to: *mut u32,
+        ) {
+            _mm512_storeu_si512(to.cast(), expand(group, vector, exponents));
+        }
+        #[inline(always)]
+        unsafe fn load_pairs(from: *const u32) -> Self::Pairs {
+            Self::pairs_of(_mm512_loadu_si512(from.cast()))
+        }
+        #[inline(always)]
         unsafe fn interleave(first: *const u16, second: *const u16, to: *mut u32) {
             let low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(first.cast()));
             let high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(second.cast()));
@@ -211,15 +255,6 @@ macro_rules! pairs_of_float32 {
             [first, second]
         }
         #[inline(always)]
-        unsafe fn load_pairs(from: *const u32) -> Self::Pairs {
-            let bits = _mm512_loadu_si512(from.cast());
-            let upper = _mm512_and_si512(bits, _mm512_set1_epi32(0xffff_0000_u32 as i32));
-            [
-                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits)),
-                _mm512_castsi512_ps(upper),
-            ]
-        }
-        #[inline(always)]
         unsafe fn multiply_pairs(
             sum: __m512,
             weights: Self::Pairs,
@@ -229,6 +264,41 @@ macro_rules! pairs_of_float32 {
             _mm512_fmadd_ps(weights[1], _mm512_set1_ps((*pair)[1]), sum)
         }
     };
+}
+
+/// Pairs as a set multiplies them, from their bits.
+trait FromBits: Simd {
+    unsafe fn pairs_of(bits: __m512i) -> Self::Pairs;
+}
+
+#[inline(always)]
+unsafe fn two_float32(bits: __m512i) -> [__m512; 2] {
+    let upper = _mm512_and_si512(bits, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+    [
+        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits)),
+        _mm512_castsi512_ps(upper),
+    ]
+}
+
+impl FromBits for Avx512 {
+    #[inline(always)]
+    unsafe fn pairs_of(bits: __m512i) -> [__m512; 2] {
+        two_float32(bits)
+    }
+}
+
+impl FromBits for Avx512Vnni {
+    #[inline(always)]
+    unsafe fn pairs_of(bits: __m512i) -> [__m512; 2] {
+        two_float32(bits)
+    }
+}
+
+impl FromBits for Avx512Bf16 {
+    #[inline(always)]
+    unsafe fn pairs_of(bits: __m512i) -> __m512i {
+        bits
+    }
 }
 
 /// int8 products in one instruction.
@@ -305,10 +375,6 @@ impl Simd for Avx512Bf16 {
     #[inline(always)]
     fn pair(first: f32, second: f32) -> u32 {
         u32::from(crate::bf16::from_f32(first)) | u32::from(crate::bf16::from_f32(second)) << 16
-    }
-    #[inline(always)]
-    unsafe fn load_pairs(from: *const u32) -> __m512i {
-        _mm512_loadu_si512(from.cast())
     }
     #[inline(always)]
     unsafe fn multiply_pairs(sum: __m512, weights: __m512i, pair: *const u32) -> __m512 {
