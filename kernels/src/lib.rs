@@ -6,6 +6,7 @@ pub mod bf16;
 pub mod buffer;
 pub mod compact;
 pub mod ffi;
+pub mod kv_layout;
 pub mod linear;
 pub mod packed;
 pub mod pointwise;

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use crate::bf16;
+use crate::kv_layout::{head_offset, write_key, write_value};
 use crate::packed::Packed;
 use crate::pool::Pool;
 use crate::simd::{Kernel, LANES, Simd, dispatch};
@@ -137,7 +137,7 @@ pub struct Rotate {
     pub norm_weight: *const f32,
     /// [tokens] slot of each token in the cache; negative: none.
     pub slots: *const i64,
-    /// [slots, KH, D] bf16 each.
+    /// As `kv_layout` says, bf16 each.
     pub keys: *mut u16,
     pub values: *mut u16,
     pub num_tokens: usize,
@@ -199,17 +199,13 @@ impl Kernel for RotateTokens {
                 rotate_head::<S>(values, cos, sin, head_dim / 2);
             }
             if let Ok(slot) = usize::try_from(*self.rotate.slots.add(token)) {
-                let size = num_kv_heads * head_dim;
-                write_bf16::<S>(
-                    self.rotate.keys.add(slot * size),
-                    heads.add(num_heads * head_dim),
-                    size,
-                );
-                write_bf16::<S>(
-                    self.rotate.values.add(slot * size),
-                    heads.add(num_rotated * head_dim),
-                    size,
-                );
+                for kv_head in 0..num_kv_heads {
+                    let offset = head_offset(slot, kv_head, (num_kv_heads, head_dim));
+                    let key = heads.add((num_heads + kv_head) * head_dim);
+                    let value = heads.add((num_rotated + kv_head) * head_dim);
+                    write_key::<S>(self.rotate.keys.add(offset), slot, key, head_dim);
+                    write_value::<S>(self.rotate.values.add(offset), slot, value, head_dim);
+                }
             }
         }
     }
@@ -236,17 +232,6 @@ unsafe fn rotate_head<S: Simd>(values: *mut f32, cos: *const f32, sin: *const f3
         let (cos, sin) = (*cos.add(n), *sin.add(n));
         *values.add(n) = first * cos - second * sin;
         *values.add(half + n) = first * sin + second * cos;
-    }
-}
-
-#[inline(always)]
-unsafe fn write_bf16<S: Simd>(to: *mut u16, from: *const f32, size: usize) {
-    let whole = size / LANES * LANES;
-    for n in (0..whole).step_by(LANES) {
-        S::store_bf16(to.add(n), S::load(from.add(n)));
-    }
-    for n in whole..size {
-        *to.add(n) = bf16::from_f32(*from.add(n));
     }
 }
 

@@ -1,31 +1,38 @@
 //! Causal attention over keys and values that stay where they are in the blocks of the KV cache: decode rows and chunks of
 //! prompts alike.
 //!
-//! Keys are taken in tiles that begin at multiples of `TILE` from the start of the sequence, in order, so that the result of
-//! a token does not depend on how its prompt was cut into chunks or what else is in the step. Within a tile, scores and
-//! weighted sums are products of packed panels as in a linear layer. Scores beyond a tile never exist (online softmax,
-//! arXiv 1805.02867).
+//! Keys are taken in tiles, and tiles in segments, that begin at multiples of their sizes from the start of the sequence. A
+//! segment is computed by itself and segments are joined in order, so that the result of a token does not depend on how its
+//! prompt was cut into chunks, on what else is in the step, or on which threads took which segments. Scores beyond a tile
+//! never exist (online softmax, arXiv 1805.02867).
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use crate::buffer::Scratch;
-use crate::packed::PANEL;
 use crate::pool::Pool;
-use crate::products::{Ahead, Bf16Products, Products, Tile, VECTORS, with_count};
-use crate::simd::{Kernel, LANES, Simd, dispatch, exp};
+use crate::simd::{Kernel, Simd, dispatch};
 
-mod tiles;
+mod segment;
+mod state;
+mod tile;
 mod workspace;
 
-use tiles::{pack_keys, pack_values, tile_offsets};
-use workspace::{VALUE_PANEL_BYTES, Workspace};
+use segment::SegmentWork;
+use state::State;
+use tile::Tile;
+use workspace::Workspace;
 
 /// Keys taken at once.
-const TILE: usize = 2 * PANEL;
-/// Query rows (tokens times heads that share a KV head) for which a task packs each tile once.
+const TILE: usize = 64;
+/// Keys whose sums are taken by themselves.
+const SEGMENT: usize = 256;
+/// Query rows (tokens times heads that share a KV head) of a task.
 const TASK_ROWS: usize = 192;
-/// Most rows of a product.
-const MAX_ROWS: usize = 12;
+/// Below so many tasks for each thread, segments become tasks of their own.
+const TASKS_PER_THREAD: usize = 4;
+/// Parts that the work is divided into, for each thread: the last ones are small enough to end at about the same time.
+const GROUPS_PER_THREAD: usize = 4;
 
 /// The rows of a step, the same for all layers.
 #[derive(Clone, Copy)]
@@ -51,12 +58,14 @@ pub struct Attend {
     pub query_stride: usize,
     /// [tokens, H, D] float32.
     pub output: *mut f32,
-    /// [blocks, block_size, KH, D] bf16 each.
+    /// As `kv_layout` says, bf16 each.
     pub keys: *const u16,
     pub values: *const u16,
+    /// A multiple of `kv_layout::CHUNK`.
     pub block_size: usize,
     pub num_heads: usize,
     pub num_kv_heads: usize,
+    /// Even.
     pub head_dim: usize,
     /// How many tokens a token sees, itself included; 0 = all before it.
     pub sliding_window: usize,
@@ -64,6 +73,17 @@ pub struct Attend {
 
 // SAFETY: tasks write the outputs of different tokens and heads.
 unsafe impl Sync for Attend {}
+
+impl Attend {
+    unsafe fn query_len(&self, row: usize) -> usize {
+        (*self.rows.query_start.add(row + 1) - *self.rows.query_start.add(row)) as usize
+    }
+
+    /// Query heads that share a KV head.
+    fn group(&self) -> usize {
+        self.num_heads / self.num_kv_heads
+    }
+}
 
 /// Some tokens of a row with the query heads of one KV head.
 #[derive(Clone, Copy)]
@@ -73,19 +93,60 @@ struct Task {
     /// Of the row's tokens in this step.
     first_token: usize,
     num_tokens: usize,
+    /// Position of the first token in its sequence.
+    first_position: usize,
+    /// Of the row, this step's tokens included.
+    kv_len: usize,
+}
+
+impl Task {
+    fn num_rows(&self, attend: &Attend) -> usize {
+        self.num_tokens * attend.group()
+    }
+
+    /// Keys that some token sees.
+    fn seen(&self, attend: &Attend) -> Range<usize> {
+        let window = attend.sliding_window;
+        let start = if window == 0 {
+            0
+        } else {
+            (self.first_position + 1).saturating_sub(window)
+        };
+        start..self.first_position + self.num_tokens
+    }
+
+    fn segments(&self, attend: &Attend) -> Range<usize> {
+        let seen = self.seen(attend);
+        seen.start / SEGMENT..seen.end.div_ceil(SEGMENT)
+    }
+
+    /// The first key of the first tile of a segment.
+    fn first_tile(&self, attend: &Attend, segment: usize) -> usize {
+        (segment * SEGMENT).max(self.seen(attend).start / TILE * TILE)
+    }
+
+    /// The number of this step's token and the query head of a row of the task.
+    unsafe fn token_and_head(&self, attend: &Attend, row: usize) -> (usize, usize) {
+        let group = attend.group();
+        let token = *attend.rows.query_start.add(self.row) as usize + self.first_token;
+        (token + row / group, self.kv_head * group + row % group)
+    }
 }
 
 /// # Safety
 /// The pointers hold what `Attend` says, and the tokens' own keys and values are in the cache.
 pub unsafe fn attend(pool: &mut Pool, attend: Attend) {
     let tasks = list_tasks(&attend);
-    pool.run(tasks.len(), &|n| {
-        SCRATCH.with_borrow_mut(|scratch| {
-            dispatch(AttendTask {
-                attend: &attend,
-                task: tasks[n],
-                scratch,
-            })
+    if tasks.len() < pool.num_threads() * TASKS_PER_THREAD
+        && tasks.iter().any(|task| task.segments(&attend).len() > 1)
+    {
+        return attend_by_segments(pool, &attend, &tasks);
+    }
+    run_groups(pool, tasks.len(), &|group, scratch| {
+        dispatch(WholeTasks {
+            attend: &attend,
+            tasks: &tasks[group],
+            scratch,
         });
     });
 }
@@ -94,13 +155,21 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
+/// Calls `work` with parts of 0..count, each on one thread, which knows what it will read next.
+fn run_groups(pool: &mut Pool, count: usize, work: &(dyn Fn(Range<usize>, &mut Scratch) + Sync)) {
+    let num_groups = count.min(pool.num_threads() * GROUPS_PER_THREAD);
+    pool.run(num_groups, &|n| {
+        let group = count * n / num_groups..count * (n + 1) / num_groups;
+        SCRATCH.with_borrow_mut(|scratch| work(group, scratch));
+    });
+}
+
 unsafe fn list_tasks(attend: &Attend) -> Vec<Task> {
-    let group = attend.num_heads / attend.num_kv_heads;
-    let tokens_per_task = (TASK_ROWS / group).max(1);
+    let tokens_per_task = (TASK_ROWS / attend.group()).max(1);
     let mut tasks = Vec::new();
     for row in 0..attend.rows.num_rows {
-        let query_len =
-            (*attend.rows.query_start.add(row + 1) - *attend.rows.query_start.add(row)) as usize;
+        let query_len = attend.query_len(row);
+        let kv_len = *attend.rows.kv_lens.add(row) as usize;
         // The last tokens see most: the longest tasks come first, so that no thread begins one at the end.
         let mut end = query_len;
         while end > 0 {
@@ -111,6 +180,8 @@ unsafe fn list_tasks(attend: &Attend) -> Vec<Task> {
                     kv_head,
                     first_token,
                     num_tokens: end - first_token,
+                    first_position: kv_len - query_len + first_token,
+                    kv_len,
                 });
             }
             end = first_token;
@@ -119,236 +190,172 @@ unsafe fn list_tasks(attend: &Attend) -> Vec<Task> {
     tasks
 }
 
-struct AttendTask<'a> {
+/// Tasks from their first segments to their outputs.
+struct WholeTasks<'a> {
     attend: &'a Attend,
-    task: Task,
+    tasks: &'a [Task],
     scratch: &'a mut Scratch,
 }
 
-impl Kernel for AttendTask<'_> {
+impl Kernel for WholeTasks<'_> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Self {
-            attend,
-            task,
-            scratch,
-        } = self;
-        let group = attend.num_heads / attend.num_kv_heads;
-        let num_rows = task.num_tokens * group;
-        let space = Workspace::new(scratch, num_rows, attend.head_dim);
-        for row in 0..num_rows {
-            pack_query::<S>(attend, &task, &space, row);
-        }
-        let kv_len = *attend.rows.kv_lens.add(task.row) as usize;
-        let first_position = kv_len - attend.query_len(task.row) + task.first_token;
-        let num_seen = first_position + task.num_tokens; // keys before the end of the last token
-        let low = if attend.sliding_window == 0 {
-            0
-        } else {
-            (first_position + 1).saturating_sub(attend.sliding_window)
-        };
-        for tile in (low / TILE * TILE..num_seen).step_by(TILE) {
-            let offsets = tile_offsets(attend, &task, (tile, kv_len));
-            pack_keys::<S>(attend, &space, &offsets);
-            pack_values::<S>(attend, &space, &offsets);
-            let mut row = 0;
-            while row < num_rows {
-                let count = (num_rows - row).min(S::ROWS[1]);
-                let part = Part {
-                    attend,
-                    space: &space,
-                    tile,
-                    first_position,
-                    group,
-                    row,
+        let attend = self.attend;
+        for (n, task) in self.tasks.iter().enumerate() {
+            let space = Workspace::new(self.scratch, task.num_rows(attend), attend.head_dim);
+            let work = SegmentWork::begin::<S>(attend, *task, &space);
+            space.joined.clear();
+            let segments = task.segments(attend);
+            for segment in segments.clone() {
+                let next = if segment + 1 < segments.end {
+                    Some((task, segment + 1))
+                } else {
+                    let next = self.tasks.get(n + 1);
+                    next.map(|next| (next, next.segments(attend).start))
                 };
-                with_count!(count, 2, |M| part.add_tile::<S, M>());
-                row += count;
+                work.compute::<S>(segment, first_tile(attend, &space, next));
+                space.joined.join::<S>(space.current);
             }
+            write_outputs(attend, task, space.joined);
         }
-        for row in 0..num_rows {
-            write_output(attend, &task, &space, row);
-        }
-    }
-}
-
-impl Attend {
-    unsafe fn query_len(&self, row: usize) -> usize {
-        (*self.rows.query_start.add(row + 1) - *self.rows.query_start.add(row)) as usize
-    }
-
-    /// The number of this step's token and the query head of a task's row.
-    unsafe fn token_and_head(&self, task: &Task, row: usize) -> (usize, usize) {
-        let group = self.num_heads / self.num_kv_heads;
-        let token = *self.rows.query_start.add(task.row) as usize + task.first_token + row / group;
-        (token, task.kv_head * group + row % group)
     }
 }
 
 #[inline(always)]
-unsafe fn pack_query<S: Simd>(attend: &Attend, task: &Task, space: &Workspace, row: usize) {
-    let (token, head) = attend.token_and_head(task, row);
-    let from = attend
-        .query
-        .add(token * attend.query_stride + head * attend.head_dim);
-    let sums = space.sums.add(row * space.num_columns);
-    // The sums are not used yet: room for the scaled query.
-    let scale = 1.0 / (attend.head_dim as f32).sqrt();
-    for n in 0..attend.head_dim {
-        *sums.add(n) = *from.add(n) * scale;
-    }
-    Bf16Products::pack_row::<S>(
-        sums,
-        attend.head_dim,
-        space.queries.add(row * space.query_bytes),
-    );
-    std::slice::from_raw_parts_mut(sums, space.num_columns).fill(0.0);
-    *space.highest.add(row) = f32::NEG_INFINITY;
-    *space.total.add(row) = 0.0;
+unsafe fn first_tile(
+    attend: &Attend,
+    space: &Workspace,
+    next: Option<(&Task, usize)>,
+) -> Option<Tile> {
+    let (task, segment) = next?;
+    let first = task.first_tile(attend, segment);
+    Some(Tile::in_place(attend, task, space, first))
 }
 
-/// Some rows of a task and one tile.
-struct Part<'a> {
+/// Few rows with many keys: every segment is a task, then every task joins its own.
+unsafe fn attend_by_segments(pool: &mut Pool, attend: &Attend, tasks: &[Task]) {
+    let parts: Vec<(Task, usize)> = (tasks.iter())
+        .flat_map(|task| task.segments(attend).map(move |segment| (*task, segment)))
+        .collect();
+    let num_rows = tasks.iter().map(|task| task.num_rows(attend)).max();
+    let num_rows = num_rows.unwrap_or(0);
+    let part_floats = State::num_floats(num_rows, attend.head_dim);
+    let mut memory = vec![0_f32; part_floats * (parts.len() + tasks.len())];
+    let states = States {
+        start: memory.as_mut_ptr(),
+        part_floats,
+        num_rows,
+        head_dim: attend.head_dim,
+    };
+    run_groups(pool, parts.len(), &|group, scratch| {
+        dispatch(Segments {
+            attend,
+            parts: &parts,
+            group,
+            scratch,
+            results: &states,
+        });
+    });
+    let mut first = 0;
+    let firsts: Vec<usize> = (tasks.iter())
+        .map(|task| {
+            first += task.segments(attend).len();
+            first - task.segments(attend).len()
+        })
+        .collect();
+    pool.run(tasks.len(), &|n| {
+        dispatch(JoinSegments {
+            attend,
+            task: tasks[n],
+            parts: firsts[n]..firsts[n] + tasks[n].segments(attend).len(),
+            joined: states.get(parts.len() + n),
+            states: &states,
+        })
+    });
+}
+
+/// Room for the states of many parts.
+struct States {
+    start: *mut f32,
+    part_floats: usize,
+    num_rows: usize,
+    head_dim: usize,
+}
+
+// SAFETY: each is written by one task, and read only when all of those are done.
+unsafe impl Sync for States {}
+
+impl States {
+    unsafe fn get(&self, n: usize) -> State {
+        State::new(
+            self.start.add(n * self.part_floats),
+            self.num_rows,
+            self.head_dim,
+        )
+    }
+}
+
+struct Segments<'a> {
     attend: &'a Attend,
-    space: &'a Workspace,
-    tile: usize,
-    first_position: usize,
-    group: usize,
-    row: usize,
+    parts: &'a [(Task, usize)],
+    group: Range<usize>,
+    scratch: &'a mut Scratch,
+    results: &'a States,
 }
 
-impl Part<'_> {
-    #[inline(always)]
-    unsafe fn add_tile<S: Simd, const M: usize>(&self) {
-        let space = self.space;
-        let scores = Bf16Products::tile::<S, M, 2>(Tile {
-            rows: space.queries.add(self.row * space.query_bytes),
-            row_bytes: space.query_bytes,
-            panel: space.keys.cast(),
-            panel_bytes: space.key_panel_bytes,
-            in_features: self.attend.head_dim,
-            exponents: std::ptr::null(),
-            ahead: Ahead::Nothing,
-        });
-        let mut factors = [0.0; M];
-        for m in 0..M {
-            let to = space.scores.add(m * TILE);
-            for n in 0..2 * VECTORS {
-                S::store(to.add(n * LANES), scores[m][n / VECTORS][n % VECTORS]);
-            }
-            self.hide(m, to);
-            factors[m] = self.exponentials::<S>(m, to);
-        }
-        for panel in (0..space.num_columns / PANEL).step_by(2) {
-            if (panel + 1) * PANEL < space.num_columns {
-                self.add_values::<S, M, 2>(panel, &factors);
-            } else {
-                self.add_values::<S, M, 1>(panel, &factors);
-            }
-        }
-    }
-
-    /// Minus infinity for what a row must not see.
-    #[inline(always)]
-    unsafe fn hide(&self, m: usize, scores: *mut f32) {
-        let position = self.first_position + (self.row + m) / self.group;
-        let end = (position + 1).saturating_sub(self.tile).min(TILE);
-        for key in end..TILE {
-            *scores.add(key) = f32::NEG_INFINITY;
-        }
-        let window = self.attend.sliding_window;
-        if window > 0 && position >= window {
-            let start = (position - window + 1).saturating_sub(self.tile).min(TILE);
-            for key in 0..start {
-                *scores.add(key) = f32::NEG_INFINITY;
-            }
-        }
-    }
-
-    /// Turns scores into packed weights relative to the highest score so far. -> factor for the sums before
-    #[inline(always)]
-    unsafe fn exponentials<S: Simd>(&self, m: usize, scores: *mut f32) -> f32 {
-        let (highest, total) = (
-            self.space.highest.add(self.row + m),
-            self.space.total.add(self.row + m),
-        );
-        let mut largest = S::load(scores);
-        for n in (LANES..TILE).step_by(LANES) {
-            largest = S::max(largest, S::load(scores.add(n)));
-        }
-        let new_highest = S::max_lane(largest).max(*highest);
-        // A row that has seen nothing yet: any finite number makes its weights zero.
-        let reference = if new_highest == f32::NEG_INFINITY {
-            0.0
-        } else {
-            new_highest
-        };
-        let mut sum = S::splat(0.0);
-        for n in (0..TILE).step_by(LANES) {
-            let weight = exp::<S>(S::sub(S::load(scores.add(n)), S::splat(reference)));
-            sum = S::add(sum, weight);
-            S::store(scores.add(n), weight);
-        }
-        Bf16Products::pack_row::<S>(
-            scores,
-            TILE,
-            self.space.weights.add(m * Bf16Products::row_bytes(TILE)),
-        );
-        let factor = if *highest == f32::NEG_INFINITY {
-            0.0
-        } else {
-            (*highest - reference).exp()
-        };
-        *total = *total * factor + S::sum(sum);
-        *highest = new_highest;
-        factor
-    }
+impl Kernel for Segments<'_> {
+    type Output = ();
 
     #[inline(always)]
-    unsafe fn add_values<S: Simd, const M: usize, const N: usize>(
-        &self,
-        panel: usize,
-        factors: &[f32; M],
-    ) {
-        let space = self.space;
-        let products = Bf16Products::tile::<S, M, N>(Tile {
-            rows: space.weights,
-            row_bytes: Bf16Products::row_bytes(TILE),
-            panel: space.values.byte_add(panel * VALUE_PANEL_BYTES).cast(),
-            panel_bytes: VALUE_PANEL_BYTES,
-            in_features: TILE,
-            exponents: std::ptr::null(),
-            ahead: Ahead::Nothing,
-        });
-        for m in 0..M {
-            let to = space
-                .sums
-                .add((self.row + m) * space.num_columns + panel * PANEL);
-            for n in 0..N * VECTORS {
-                let (before, product) = (
-                    S::load(to.add(n * LANES)),
-                    products[m][n / VECTORS][n % VECTORS],
-                );
-                S::store(
-                    to.add(n * LANES),
-                    S::fma(before, S::splat(factors[m]), product),
-                );
-            }
+    unsafe fn run<S: Simd>(self) {
+        let attend = self.attend;
+        for n in self.group.clone() {
+            let (task, segment) = self.parts[n];
+            let mut space = Workspace::new(self.scratch, task.num_rows(attend), attend.head_dim);
+            space.current = self.results.get(n);
+            let next = (n + 1 < self.group.end).then(|| &self.parts[n + 1]);
+            let after = first_tile(attend, &space, next.map(|(task, segment)| (task, *segment)));
+            SegmentWork::begin::<S>(attend, task, &space).compute::<S>(segment, after);
         }
+    }
+}
+
+struct JoinSegments<'a> {
+    attend: &'a Attend,
+    task: Task,
+    parts: Range<usize>,
+    joined: State,
+    states: &'a States,
+}
+
+impl Kernel for JoinSegments<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let num_rows = self.task.num_rows(self.attend);
+        let joined = self.joined.of_rows(num_rows);
+        joined.clear();
+        for part in self.parts {
+            joined.join::<S>(self.states.get(part).of_rows(num_rows));
+        }
+        write_outputs(self.attend, &self.task, joined);
     }
 }
 
 #[inline(always)]
-unsafe fn write_output(attend: &Attend, task: &Task, space: &Workspace, row: usize) {
-    let (token, head) = attend.token_and_head(task, row);
-    let to = attend
-        .output
-        .add((token * attend.num_heads + head) * attend.head_dim);
-    let from = space.sums.add(row * space.num_columns);
-    let total = *space.total.add(row);
-    for n in 0..attend.head_dim {
-        *to.add(n) = *from.add(n) / total;
+unsafe fn write_outputs(attend: &Attend, task: &Task, state: State) {
+    for row in 0..state.num_rows {
+        let (token, head) = task.token_and_head(attend, row);
+        let to = attend
+            .output
+            .add((token * attend.num_heads + head) * attend.head_dim);
+        let from = state.sums(row);
+        let total = *state.total.add(row);
+        for n in 0..attend.head_dim {
+            *to.add(n) = *from.add(n) / total;
+        }
     }
 }

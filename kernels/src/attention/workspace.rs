@@ -1,53 +1,52 @@
 //! The memory of one task of attention: parts of its thread's scratch, sized by its rows and the head.
 
-use super::{MAX_ROWS, TILE};
+use super::TILE;
+use super::state::State;
 use crate::buffer::Scratch;
-use crate::packed::PANEL;
+use crate::kv_layout::CHUNK;
 use crate::products::{Bf16Products, Products};
 use crate::simd::LANES;
 
+/// Most rows of a product.
+pub(super) const MAX_ROWS: usize = 12;
+pub(super) const CHUNKS: usize = TILE / CHUNK;
+
 /// What a task works on, in its thread's scratch memory.
+#[derive(Clone, Copy)]
 pub(super) struct Workspace {
     /// Packed, scaled query rows.
     pub(super) queries: *mut u8,
     pub(super) query_bytes: usize,
-    /// Two panels: [D / 2 pairs][PANEL keys] each.
-    pub(super) keys: *mut u32,
-    pub(super) key_panel_bytes: usize,
-    /// Panels of columns: [TILE / 2 pairs of keys][PANEL columns] each.
-    pub(super) values: *mut u32,
     /// Scores of one product, [MAX_ROWS][TILE].
     pub(super) scores: *mut f32,
     /// Their exponentials, packed.
     pub(super) weights: *mut u8,
-    /// [rows][columns], the sums so far.
-    pub(super) sums: *mut f32,
-    /// [rows], the highest score and the sum of exponentials so far.
-    pub(super) highest: *mut f32,
-    pub(super) total: *mut f32,
-    /// A key or value of nobody.
-    pub(super) zeros: *mut u16,
-    pub(super) num_columns: usize,
+    /// A query row, scaled.
+    pub(super) scaled: *mut f32,
+    /// Values of a tile that cannot be read where they are, a chunk after the other.
+    pub(super) values: *mut u32,
+    /// A chunk of nobody.
+    pub(super) zeros: *mut u32,
+    /// Of the segment at hand.
+    pub(super) current: State,
+    /// Of the segments before.
+    pub(super) joined: State,
 }
-
-pub(super) const VALUE_PANEL_BYTES: usize = TILE / 2 * PANEL * 4;
 
 impl Workspace {
     pub(super) unsafe fn new(scratch: &mut Scratch, num_rows: usize, head_dim: usize) -> Self {
         let query_bytes = Bf16Products::row_bytes(head_dim);
-        let key_panel_bytes = head_dim.div_ceil(2) * PANEL * 4;
-        let num_columns = head_dim.next_multiple_of(PANEL);
-        let row_floats = num_rows.next_multiple_of(LANES) * 4;
+        let chunk_bytes = chunk_pairs(head_dim) * 4;
+        let state_bytes = (State::num_floats(num_rows, head_dim) * 4).next_multiple_of(64);
         let sizes = [
             num_rows * query_bytes,
-            2 * key_panel_bytes,
-            num_columns / PANEL * VALUE_PANEL_BYTES,
             MAX_ROWS * TILE * 4,
             MAX_ROWS * Bf16Products::row_bytes(TILE),
-            num_rows * num_columns * 4,
-            row_floats,
-            row_floats,
-            head_dim * 2,
+            head_dim.next_multiple_of(LANES) * 4,
+            CHUNKS * chunk_bytes,
+            chunk_bytes,
+            state_bytes,
+            state_bytes,
         ];
         let mut next: *mut u8 = scratch.at_least(sizes.iter().sum()).as_ptr();
         let parts = sizes.map(|size| {
@@ -55,20 +54,22 @@ impl Workspace {
             next = next.add(size);
             part
         });
-        parts[8].write_bytes(0, head_dim * 2);
+        parts[5].write_bytes(0, chunk_bytes);
         Self {
             queries: parts[0],
             query_bytes,
-            keys: parts[1].cast(),
-            key_panel_bytes,
-            values: parts[2].cast(),
-            scores: parts[3].cast(),
-            weights: parts[4],
-            sums: parts[5].cast(),
-            highest: parts[6].cast(),
-            total: parts[7].cast(),
-            zeros: parts[8].cast(),
-            num_columns,
+            scores: parts[1].cast(),
+            weights: parts[2],
+            scaled: parts[3].cast(),
+            values: parts[4].cast(),
+            zeros: parts[5].cast(),
+            current: State::new(parts[6].cast(), num_rows, head_dim),
+            joined: State::new(parts[7].cast(), num_rows, head_dim),
         }
     }
+}
+
+/// Pairs of a chunk of one head, with its columns padded to whole vectors.
+pub(super) fn chunk_pairs(head_dim: usize) -> usize {
+    CHUNK / 2 * head_dim.next_multiple_of(LANES)
 }

@@ -100,28 +100,6 @@ pub trait Simd: Copy + 'static {
             *to.add(lane) = u32::from(first) | u32::from(second) << 16;
         }
     }
-    /// Sixteen pairs of bf16 of each row from element `first` on, turned around: pair `n` of all rows at `to + n * stride`.
-    #[inline(always)]
-    unsafe fn transpose_pairs(
-        rows: &[*const u16; LANES],
-        first: usize,
-        to: *mut u32,
-        stride: usize,
-    ) {
-        for (lane, row) in rows.iter().enumerate() {
-            for pair in 0..LANES {
-                *to.add(pair * stride + lane) =
-                    row.add(first + 2 * pair).cast::<u32>().read_unaligned();
-            }
-        }
-    }
-    /// Pairs of sixteen bf16 each of two rows.
-    #[inline(always)]
-    unsafe fn interleave(first: *const u16, second: *const u16, to: *mut u32) {
-        for lane in 0..LANES {
-            *to.add(lane) = u32::from(*first.add(lane)) | u32::from(*second.add(lane)) << 16;
-        }
-    }
     /// Adds to each lane the products of its two weights with the two activations at `pair`.
     unsafe fn multiply_pairs(
         sum: Self::F32,

@@ -34,7 +34,7 @@ class Driver:
         model: CausalLM,
         config: ModelConfig,
         *,
-        block_size: int = 4,
+        block_size: int | None = None,
         num_blocks: int = 256,
         dtype: torch.dtype = torch.float32,
         tensor_parallel: TensorParallel | None = None,
@@ -44,7 +44,7 @@ class Driver:
             config=config,
             tensor_parallel=tensor_parallel or TensorParallel.single(),
             num_blocks=num_blocks,
-            block_size=block_size,
+            block_size=block_size or (16 if dtype == torch.bfloat16 else 4),  # the native kernels keep 16 slots together
             dtype=dtype,
             device=CPU,
         )

@@ -99,6 +99,12 @@ def test_native_attention_is_for_bf16_on_a_cpu(llama_config: ModelConfig) -> Non
         choose_attention("native", device=CPU, dtype=torch.float32, config=llama_config)
 
 
+def test_blocks_that_the_kernels_cannot_divide_are_refused(model_folder: Callable[..., Path]) -> None:
+    driver = Driver(*load(model_folder("llama", dtype="bfloat16"), dtype=BF16), dtype=BF16, block_size=24)
+    with pytest.raises(ValueError, match="needs a block size that 16 divides, not 24"):
+        driver.run(PROMPT)
+
+
 @pytest.mark.parametrize(("quantize", "bound"), [("int8", 0.01), ("int4", 1.0)])
 @pytest.mark.parametrize("variant", ["llama", "llama tied", "llama attention and mlp bias", "qwen3"])
 def test_quantized_weights_stay_near_float32(

@@ -1,5 +1,6 @@
 """Attention on the CPU by our own kernel: decode rows and chunks of prompts alike, over keys and values in bf16 that stay where
-they are. Reads no slot that the row did not write.
+they are. The kernels keep them in an order of their own within each 16 slots (`kv_layout.rs`), so that what a block holds is
+theirs alone. What a slot holds that the row did not write never counts.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
     from text_gen_server.attention.metadata import AttentionMetadata
     from text_gen_server.kv_cache import KVCache
+
+
+CHUNK = 16  # slots that the kernels keep together
 
 
 class NativeAttention:
@@ -40,6 +44,8 @@ class PreparedNative:
         tables = self.block_tables = metadata.block_tables.contiguous()
         _, block_size, num_kv_heads, head_dim = kv_cache.keys[0].shape
         assert kv_cache.keys[0].dtype == torch.bfloat16, "the cache holds bf16"
+        if block_size % CHUNK != 0:
+            raise ValueError(f"attention 'native' needs a block size that {CHUNK} divides, not {block_size}")
         self.arguments = native.Attend(
             query_start=metadata.query_start.data_ptr(),
             kv_lens=metadata.kv_lens.data_ptr(),

@@ -12,39 +12,6 @@ pub struct Avx512Vnni;
 #[derive(Clone, Copy)]
 pub struct Avx512Bf16;
 
-/// Turns sixteen rows of sixteen into columns: first within groups of four, then the groups.
-#[inline(always)]
-unsafe fn transpose(rows: [__m512i; 16]) -> [__m512i; 16] {
-    let mut quads = rows;
-    for n in (0..16).step_by(4) {
-        let [a, b, c, d] = [rows[n], rows[n + 1], rows[n + 2], rows[n + 3]];
-        let (low, high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-        let (low_next, high_next) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
-        quads[n] = _mm512_unpacklo_epi64(low, low_next);
-        quads[n + 1] = _mm512_unpackhi_epi64(low, low_next);
-        quads[n + 2] = _mm512_unpacklo_epi64(high, high_next);
-        quads[n + 3] = _mm512_unpackhi_epi64(high, high_next);
-    }
-    // Now lane group g of quads[4 r + c] is column 4 g + c of rows 4 r to 4 r + 3.
-    let mut columns = rows;
-    for c in 0..4 {
-        let [a, b, d, e] = [quads[c], quads[4 + c], quads[8 + c], quads[12 + c]];
-        let (even, odd) = (
-            _mm512_shuffle_i32x4::<0x88>(a, b),
-            _mm512_shuffle_i32x4::<0xdd>(a, b),
-        );
-        let (even_next, odd_next) = (
-            _mm512_shuffle_i32x4::<0x88>(d, e),
-            _mm512_shuffle_i32x4::<0xdd>(d, e),
-        );
-        columns[c] = _mm512_shuffle_i32x4::<0x88>(even, even_next);
-        columns[4 + c] = _mm512_shuffle_i32x4::<0x88>(odd, odd_next);
-        columns[8 + c] = _mm512_shuffle_i32x4::<0xdd>(even, even_next);
-        columns[12 + c] = _mm512_shuffle_i32x4::<0xdd>(odd, odd_next);
-    }
-    columns
-}
-
 /// Sixteen pairs of a compact group.
 #[inline(always)]
 unsafe fn expand(group: *const u8, vector: usize, exponents: *const Exponents) -> __m512i {
@@ -158,22 +125,6 @@ macro_rules! common {
             _mm_storeu_si128(to.cast(), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(value)));
         }
         #[inline(always)]
-        unsafe fn transpose_pairs(
-            rows: &[*const u16; 16],
-            first: usize,
-            to: *mut u32,
-            stride: usize,
-        ) {
-            let mut loaded = [_mm512_setzero_si512(); 16];
-            for (loaded, row) in loaded.iter_mut().zip(rows) {
-                *loaded = _mm512_loadu_si512(row.add(first).cast());
-            }
-            let columns = transpose(loaded);
-            for (n, column) in columns.iter().enumerate() {
-                _mm512_storeu_si512(to.add(n * stride).cast(), *column);
-            }
-        }
-        #[inline(always)]
         unsafe fn load_compact(
             group: *const u8,
             vector: usize,
@@ -193,15 +144,6 @@ macro_rules! common {
         #[inline(always)]
         unsafe fn load_pairs(from: *const u32) -> Self::Pairs {
             Self::pairs_of(_mm512_loadu_si512(from.cast()))
-        }
-        #[inline(always)]
-        unsafe fn interleave(first: *const u16, second: *const u16, to: *mut u32) {
-            let low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(first.cast()));
-            let high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(second.cast()));
-            _mm512_storeu_si512(
-                to.cast(),
-                _mm512_or_si512(low, _mm512_slli_epi32::<16>(high)),
-            );
         }
         #[inline(always)]
         unsafe fn splat_i32(value: i32) -> __m512i {
