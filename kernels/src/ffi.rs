@@ -1,21 +1,28 @@
-//! The C interface, for the shard. No function here allocates for its caller except `tgk_pack`, whose result `tgk_free` takes.
+//! The C interface, for the shard. No function here allocates for its caller except `tgk_pack`, whose result `tgk_free` takes,
+//! and `tgk_program_new`, whose result `tgk_program_free` takes.
 //!
 //! Safety of all of them: pointers hold what the named structure says, for as long as the call lasts, and come from one
 //! thread at a time. A panic would be a bug of this crate and ends the process.
 
 use std::ffi::{CStr, c_char};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::attention::{self, Attend};
 use crate::buffer::Scratch;
 use crate::linear::{self, Activations};
 use crate::packed::{Packed, Shape, Source, WeightFormat};
 use crate::pointwise::{self, Normalize, Rotate};
+use crate::program::{Call, Program, Step};
 use crate::simd::InstructionSet;
 use crate::summary::{self, Summarize};
+use crate::table::{self, LookUp};
 use crate::{pool, simd};
 
 static SCRATCH: Mutex<Option<Scratch>> = Mutex::new(None);
+
+fn lock_scratch() -> MutexGuard<'static, Option<Scratch>> {
+    SCRATCH.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Starts the threads that all kernels share. Only the first call does anything.
 #[unsafe(no_mangle)]
@@ -86,17 +93,27 @@ pub unsafe extern "C" fn tgk_multiply(
     output: *mut f32,
 ) {
     let packed = unsafe { &*packed };
-    let activations = Activations {
+    let activations = dense(packed, input, num_rows, (bias, output));
+    let mut scratch = lock_scratch();
+    let scratch = scratch.get_or_insert_with(Scratch::default);
+    unsafe { linear::multiply(&mut pool::lock(), scratch, packed, activations) };
+}
+
+/// Activations whose rows lie side by side.
+fn dense(
+    packed: &Packed,
+    input: *const f32,
+    num_rows: usize,
+    (bias, output): (*const f32, *mut f32),
+) -> Activations {
+    Activations {
         input,
         input_stride: packed.in_features,
         bias,
         output,
         output_stride: packed.out_features,
         num_rows,
-    };
-    let mut scratch = SCRATCH.lock().unwrap_or_else(PoisonError::into_inner);
-    let scratch = scratch.get_or_insert_with(Scratch::default);
-    unsafe { linear::multiply(&mut pool::lock(), scratch, packed, activations) };
+    }
 }
 
 /// See `pointwise::gather`.
@@ -128,4 +145,79 @@ pub unsafe extern "C" fn tgk_attend(attend: *const Attend) {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tgk_summarize(summarize: *const Summarize) {
     unsafe { summary::summarize(&mut pool::lock(), *summarize) };
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tgk_look_up(look_up: *const LookUp) {
+    unsafe { table::look_up(*look_up) };
+}
+
+/// An empty program. What is added to it must live as long as it does: weights, activations and the KV cache.
+#[unsafe(no_mangle)]
+pub extern "C" fn tgk_program_new() -> *mut Program {
+    Box::into_raw(Box::default())
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tgk_program_free(program: *mut Program) {
+    drop(unsafe { Box::from_raw(program) });
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tgk_program_add_multiply(
+    program: *mut Program,
+    weights: *const Packed,
+    input: *const f32,
+    bias: *const f32,
+    output: *mut f32,
+) {
+    let activations = dense(unsafe { &*weights }, input, 0, (bias, output));
+    let call = Call::Multiply {
+        weights,
+        activations,
+    };
+    unsafe { &mut *program }.add(call);
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tgk_program_add_gather(
+    program: *mut Program,
+    weights: *const Packed,
+    output: *mut f32,
+) {
+    unsafe { &mut *program }.add(Call::Gather { weights, output });
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tgk_program_add_normalize(
+    program: *mut Program,
+    normalize: *const Normalize,
+) {
+    unsafe { &mut *program }.add(Call::Normalize(unsafe { *normalize }));
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tgk_program_add_rotate_and_write(
+    program: *mut Program,
+    rotate: *const Rotate,
+) {
+    unsafe { &mut *program }.add(Call::Rotate(unsafe { *rotate }));
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tgk_program_add_attend(program: *mut Program, attend: *const Attend) {
+    unsafe { &mut *program }.add(Call::Attend(unsafe { *attend }));
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tgk_program_add_look_up(program: *mut Program, look_up: *const LookUp) {
+    unsafe { &mut *program }.add(Call::LookUp(unsafe { *look_up }));
+}
+
+/// See `Program::run`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tgk_program_run(program: *const Program, step: *const Step) {
+    let mut scratch = lock_scratch();
+    let scratch = scratch.get_or_insert_with(Scratch::default);
+    unsafe { (*program).run(&mut pool::lock(), scratch, &*step) };
 }

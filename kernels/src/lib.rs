@@ -12,6 +12,8 @@ pub mod packed;
 pub mod pointwise;
 pub mod pool;
 pub mod products;
+pub mod program;
 pub mod quantized;
 pub mod simd;
 pub mod summary;
+pub mod table;

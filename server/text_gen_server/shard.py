@@ -23,10 +23,12 @@ from text_gen_server.memory import (
     cuda_budget,
     size_kv_cache,
 )
+from text_gen_server.models.causal_lm import CausalLM
 from text_gen_server.models.loader import load_model
 from text_gen_server.ops.choose import choose_cpu_dtype, choose_ops
 from text_gen_server.ops.native import NativeOps
 from text_gen_server.plan import NewSequence, PlanLimits, Row, SamplingParameters, StepPlan
+from text_gen_server.recorded import RecordedModel
 from text_gen_server.runner import PROMPT_LOGITS_BYTES, Runner
 
 log = logging.getLogger("text_gen_server")
@@ -191,13 +193,22 @@ class Shard:
             device=self.device,
         )
         return Runner(
-            self.model,
+            self._runnable(kv_cache, limits),
             kv_cache=kv_cache,
             tensor_parallel=self.tensor_parallel,
             limits=replace(limits, num_blocks=num_blocks),
             device=self.device,
             ops=self.ops,
         )
+
+    def _runnable(self, kv_cache: KVCache, limits: PlanLimits) -> CausalLM:
+        """The model as it is run over `kv_cache`."""
+        if self.ops.name != NativeOps.name or self.tensor_parallel.world_size > 1:
+            return self.model  # a recording cannot wait for other ranks
+        bound = activation_bound_bytes(
+            self.config, num_tokens=limits.max_step_tokens, num_rows=0, dtype=self.ops.activation_dtype
+        )
+        return RecordedModel(self.model, kv_cache=kv_cache, max_step_tokens=limits.max_step_tokens, activation_bytes=bound)
 
 
 def _run_dummy_step(runner: Runner, *, num_tokens: int) -> None:

@@ -55,14 +55,14 @@ class Llama:
         make_self_attention: MakeSelfAttention | None = None,
     ) -> None:
         self.attention = attention
-        self.activation_dtype = placement.ops.activation_dtype
         embedding = VocabularyWeight("model.embed_tokens", config.vocab_size, config.hidden_size, placement)
         head = embedding
         if not config.tie_word_embeddings:
             head = VocabularyWeight("lm_head", config.vocab_size, config.hidden_size, placement)
         self.vocabulary_weights = [embedding] if head is embedding else [embedding, head]
         self.embed = Embedding(embedding, placement)
-        self.rotary = RotaryEmbedding(config.rope, config.head_dim, placement.device)
+        rotary = RotaryEmbedding(config.rope, config.head_dim, placement.device)
+        self.rotation = placement.ops.rotation(rotary.cos_sin, num_positions=config.max_model_len, head_dim=config.head_dim)
         make_self_attention = make_self_attention or LlamaAttention
         self.layers = [LlamaLayer(layer, config, placement, make_self_attention) for layer in range(config.num_layers)]
         self.norm = RMSNorm("model.norm", config.hidden_size, epsilon=config.rms_norm_eps, placement=placement)
@@ -91,7 +91,7 @@ class Llama:
         attention_metadata: AttentionMetadata,
         kv_cache: KVCache,
     ) -> Tensor:
-        cos, sin = self.rotary.cos_sin(positions, self.activation_dtype)
+        cos, sin = self.rotation(positions)
         attention = self.attention.prepare(attention_metadata, kv_cache)
         inputs = LayerInputs(StepPositions(cos, sin, slot_mapping), kv_cache, attention)
         hidden, residual = self.embed(token_ids), None

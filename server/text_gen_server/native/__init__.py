@@ -48,8 +48,8 @@ class Rotate(ctypes.Structure):
     ]
 
 
-class Attend(ctypes.Structure):
-    """`attention::Attend`, with its `Rows`"""
+class Rows(ctypes.Structure):
+    """`attention::Rows`"""
 
     _fields_ = [
         ("query_start", c_void_p),
@@ -57,6 +57,14 @@ class Attend(ctypes.Structure):
         ("block_tables", c_void_p),
         ("num_rows", c_size_t),
         ("max_blocks", c_size_t),
+    ]
+
+
+class Attend(ctypes.Structure):
+    """`attention::Attend`"""
+
+    _fields_ = [
+        ("rows", Rows),
         ("query", c_void_p),
         ("query_stride", c_size_t),
         ("output", c_void_p),
@@ -84,6 +92,30 @@ class Summarize(ctypes.Structure):
     ]
 
 
+class LookUp(ctypes.Structure):
+    """`table::LookUp`"""
+
+    _fields_ = [
+        ("table", c_void_p),
+        ("row_size", c_size_t),
+        ("rows", c_void_p),
+        ("num_rows", c_size_t),
+        ("output", c_void_p),
+    ]
+
+
+class Step(ctypes.Structure):
+    """`program::Step`"""
+
+    _fields_ = [
+        ("num_tokens", c_size_t),
+        ("token_ids", c_void_p),
+        ("positions", c_void_p),
+        ("slots", c_void_p),
+        ("rows", Rows),
+    ]
+
+
 _FUNCTIONS = {
     "tgk_start": ([c_size_t], None),
     "tgk_instruction_set": ([], c_uint8),
@@ -97,6 +129,16 @@ _FUNCTIONS = {
     "tgk_rotate_and_write": ([c_void_p], None),
     "tgk_attend": ([c_void_p], None),
     "tgk_summarize": ([c_void_p], None),
+    "tgk_look_up": ([c_void_p], None),
+    "tgk_program_new": ([], c_void_p),
+    "tgk_program_free": ([c_void_p], None),
+    "tgk_program_add_multiply": ([c_void_p, c_void_p, c_void_p, c_void_p, c_void_p], None),
+    "tgk_program_add_gather": ([c_void_p, c_void_p, c_void_p], None),
+    "tgk_program_add_normalize": ([c_void_p, c_void_p], None),
+    "tgk_program_add_rotate_and_write": ([c_void_p, c_void_p], None),
+    "tgk_program_add_attend": ([c_void_p, c_void_p], None),
+    "tgk_program_add_look_up": ([c_void_p, c_void_p], None),
+    "tgk_program_run": ([c_void_p, c_void_p], None),
 }
 
 

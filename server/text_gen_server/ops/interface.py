@@ -42,6 +42,16 @@ class Vocabulary(Protocol):
         """hidden: [N, hidden] -> [N, rows]"""
 
 
+class CosSin(Protocol):
+    def __call__(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Computes what `Rotation` gives, each position by itself, in `dtype`."""
+
+
+class Rotation(Protocol):
+    def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """positions: [T] int64 -> cos and sin, as `StepPositions` has them"""
+
+
 @dataclass(frozen=True)
 class StepPositions:
     """Where the tokens of a step are, the same for all layers."""
@@ -81,6 +91,9 @@ class Ops(Protocol):
 
     def head_norm(self, weight: Tensor, epsilon: float) -> HeadNorm:
         """weight: [H + KH, D]"""
+
+    def rotation(self, cos_sin: CosSin, *, num_positions: int, head_dim: int) -> Rotation:
+        """Cosine and sine of positions below `num_positions`."""
 
     def rotate_and_write(
         self, heads: Tensor, step: StepPositions, key_slots: Tensor, value_slots: Tensor, norm: HeadNorm | None

@@ -12,19 +12,22 @@ import ctypes
 import weakref
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from text_gen_server import native
+from text_gen_server.native.kernels import kernels
 from text_gen_server.ops.interface import HeadNorm
 from text_gen_server.sampling.summary import Summary
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from text_gen_server.ops.interface import Linear, Norm, StepPositions, Vocabulary
+    from text_gen_server.ops.interface import CosSin, Linear, Norm, Rotation, StepPositions, Vocabulary
 
 
 PANEL = 32  # output columns that the kernels compute together
+POSITIONS_AT_ONCE = 1024  # whose cosines and sines are computed together
 
 
 class NativeOps:
@@ -35,7 +38,7 @@ class NativeOps:
 
     def __init__(self, num_threads: int, num_bits: int = 16) -> None:
         """num_bits: of a weight, 16, 8 or 4. ValueError where the kernels were not built."""
-        self.library = native.library()
+        self.kernels = kernels()
         self.num_bits = num_bits
         native.start(num_threads)
 
@@ -53,6 +56,9 @@ class NativeOps:
 
     def head_norm(self, weight: Tensor, epsilon: float) -> HeadNorm:
         return HeadNorm(weight.float().contiguous(), epsilon)
+
+    def rotation(self, cos_sin: CosSin, *, num_positions: int, head_dim: int) -> Rotation:
+        return NativeRotation(cos_sin, num_positions, head_dim)
 
     def rotate_and_write(
         self, heads: Tensor, step: StepPositions, key_slots: Tensor, value_slots: Tensor, norm: HeadNorm | None
@@ -75,7 +81,7 @@ class NativeOps:
             head_dim=heads.shape[2],
             norm_epsilon=0.0 if norm is None else norm.epsilon,
         )
-        self.library.tgk_rotate_and_write(ctypes.addressof(arguments))
+        self.kernels.rotate_and_write(arguments)
         return heads[:, :num_heads]
 
     def summarize(self, logits: Tensor) -> Summary:
@@ -94,7 +100,7 @@ class NativeOps:
             log_normalizer=log_normalizer.data_ptr(),
             is_finite=is_finite.data_ptr(),
         )
-        self.library.tgk_summarize(ctypes.addressof(arguments))
+        native.library().tgk_summarize(ctypes.addressof(arguments))
         return Summary(largest, log_normalizer, is_finite)
 
 
@@ -102,30 +108,30 @@ class PackedLinear:
     """See `Linear` and `Vocabulary`. Owns the packed weight; the tensor it was made of is no longer needed."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, *, is_gated: bool = False, num_bits: int = 16) -> None:
-        self.library = native.library()
+        self.kernels = kernels()
         weight = weight.to(torch.bfloat16).contiguous()
         rows, self.in_features = weight.shape
         self.out_features = rows // 2 if is_gated else rows
         self.bias = None if bias is None else _padded(bias.float(), 2 if is_gated else 1)
         self.bias_address = None if self.bias is None else self.bias.data_ptr()
-        self.packed = self.library.tgk_pack(weight.data_ptr(), rows, self.in_features, is_gated, num_bits)
-        weakref.finalize(self, self.library.tgk_free, self.packed)
+        library = native.library()
+        self.packed = library.tgk_pack(weight.data_ptr(), rows, self.in_features, is_gated, num_bits)
+        weakref.finalize(self, library.tgk_free, self.packed)
 
     def __call__(self, hidden: Tensor) -> Tensor:
         hidden = hidden.contiguous()
         _check(hidden)
         assert hidden.shape[1] == self.in_features, "hidden states fit their layer"
-        output = torch.empty(hidden.shape[0], self.out_features)
-        self.library.tgk_multiply(self.packed, hidden.data_ptr(), hidden.shape[0], self.bias_address, output.data_ptr())
+        output = self.kernels.empty(hidden.shape[0], self.out_features)
+        self.kernels.multiply(self.packed, hidden, self.bias_address, output)
         return output
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self(hidden)
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        output = torch.empty(len(token_ids), self.in_features)
-        token_ids = token_ids.contiguous()
-        self.library.tgk_gather(self.packed, token_ids.data_ptr(), len(token_ids), output.data_ptr())
+        output = self.kernels.empty(len(token_ids), self.in_features)
+        self.kernels.gather(self.packed, token_ids.contiguous(), output)
         return output
 
 
@@ -144,7 +150,7 @@ class NativeNorm:
     """See `Norm`."""
 
     def __init__(self, weight: Tensor, epsilon: float) -> None:
-        self.library = native.library()
+        self.kernels = kernels()
         self.weight = weight.float().contiguous()
         self.epsilon = epsilon
 
@@ -152,7 +158,7 @@ class NativeNorm:
         total = hidden if residual is None else residual
         _check(hidden)
         _check(total)
-        output = torch.empty_like(total)
+        output = self.kernels.empty(*total.shape)
         arguments = native.Normalize(
             hidden=None if residual is None else hidden.data_ptr(),
             residual=total.data_ptr(),
@@ -162,5 +168,50 @@ class NativeNorm:
             size=total.shape[1],
             epsilon=self.epsilon,
         )
-        self.library.tgk_normalize(ctypes.addressof(arguments))
+        self.kernels.normalize(arguments)
         return output, total
+
+
+class NativeRotation:
+    """See `Rotation`. Cosine and sine of a position are computed once, when a step first comes near it."""
+
+    def __init__(self, cos_sin: CosSin, num_positions: int, head_dim: int) -> None:
+        self.kernels = kernels()
+        self.cos_sin = cos_sin
+        # The system gives memory to the rows that were written; a model may have far more positions than anybody asks for.
+        self.tables = [torch.from_numpy(np.empty((num_positions, head_dim), dtype=np.float32)) for _ in range(2)]
+        self.num_known = 0  # leading rows of the tables that are filled
+
+    def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        if self.kernels.recording is None:
+            self._fill(int(positions.max()))
+        else:
+            self.kernels.recording.before_step.append(self._fill)
+        cos, sin = (self._rows(table, positions) for table in self.tables)
+        return cos, sin
+
+    def _rows(self, table: Tensor, positions: Tensor) -> Tensor:
+        """-> [T, 1, D]"""
+        size = table.shape[1]
+        output = self.kernels.empty(len(positions), 1, size)
+        arguments = native.LookUp(
+            table=table.data_ptr(),
+            row_size=size,
+            rows=positions.data_ptr(),
+            num_rows=len(positions),
+            output=output.data_ptr(),
+        )
+        self.kernels.look_up(arguments)
+        return output
+
+    def _fill(self, max_position: int) -> None:
+        """Fills the tables as far as `max_position`, and on to the end of some more."""
+        if max_position < self.num_known:
+            return
+        num_positions = len(self.tables[0])
+        assert max_position < num_positions, "positions are checked against the limit of the model"
+        end = min(num_positions, (max_position // POSITIONS_AT_ONCE + 1) * POSITIONS_AT_ONCE)
+        added = torch.arange(self.num_known, end)
+        for table, rows in zip(self.tables, self.cos_sin(added, torch.float32), strict=True):
+            table[self.num_known : end] = rows.squeeze(1)
+        self.num_known = end

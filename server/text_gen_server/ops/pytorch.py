@@ -14,7 +14,7 @@ from text_gen_server.sampling.summary import summarize
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from text_gen_server.ops.interface import Linear, Norm, StepPositions, Vocabulary
+    from text_gen_server.ops.interface import CosSin, Linear, Norm, Rotation, StepPositions, Vocabulary
     from text_gen_server.sampling.summary import Summary
 
 
@@ -48,6 +48,9 @@ class PyTorchOps:
 
     def head_norm(self, weight: Tensor, epsilon: float) -> HeadNorm:
         return HeadNorm(weight, epsilon)
+
+    def rotation(self, cos_sin: CosSin, *, num_positions: int, head_dim: int) -> Rotation:  # noqa: ARG002
+        return partial(cos_sin, dtype=self.activation_dtype)
 
     def summarize(self, logits: Tensor) -> Summary:
         return summarize(logits)
