@@ -5,6 +5,7 @@ to the last is still being sent. Errors become status codes here and nowhere els
 """
 
 import contextlib
+import gc
 import logging
 import os
 import queue
@@ -49,6 +50,9 @@ def serve(shard: Shard, socket: Path, *, server_version: str, stop: threading.Ev
         raise ValueError(f"cannot listen on {socket}: {error}") from error
     finally:
         os.umask(previous_mask)
+    # The model and the imports live as long as the process: a collection that looks at all of them takes as long as a step.
+    gc.collect()
+    gc.freeze()
     server.start()
     log.info("rank %d ready on %s", shard.options.rank, socket)
     stop.wait()
