@@ -33,6 +33,7 @@ from text_gen_server.ops.choose import choose_cpu_dtype, choose_ops
 from text_gen_server.ops.native import NativeOps
 from text_gen_server.plan import NewSequence, PlanLimits, Row, SamplingParameters, StepPlan
 from text_gen_server.runner import PROMPT_LOGITS_BYTES, Runner
+from text_gen_server.sampling.choose import choose_sampler
 
 log = logging.getLogger("text_gen_server")
 
@@ -225,7 +226,7 @@ class Shard:
             tensor_parallel=self.tensor_parallel,
             limits=replace(limits, num_blocks=num_blocks),
             device=self.device,
-            ops=self.ops,
+            sample=choose_sampler(self.device, self.ops.summarize),
         )
 
     def _driven_model(self, kv_cache: KVCache, limits: PlanLimits) -> CausalLM:
