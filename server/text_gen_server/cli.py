@@ -54,6 +54,7 @@ def command() -> None:
 @click.option("--rope-scaling", type=click.Choice(["linear", "dynamic"]), help="Replaces the model's own.")
 @click.option("--rope-factor", type=click.FloatRange(min=1.0), help="Stretch of the positions.")
 @click.option("--cuda-memory-fraction", type=click.FloatRange(0.0, 1.0, min_open=True), default=1.0, show_default=True)
+@click.option("--cuda-graphs", callback=lambda _, __, text: _parse_sizes(text), help="Batch sizes, such as 1,2,4; 0: none.")
 @click.option("--num-threads", type=click.IntRange(min=1), help="CPU threads; default: the usable cores / world size.")
 @click.option("--json-output", is_flag=True, help="Log lines as JSON.")
 @click.option("--supervised", is_flag=True, help="End at once when stdin is closed.")
@@ -72,6 +73,7 @@ def serve(
     rope_scaling: str | None,
     rope_factor: float | None,
     cuda_memory_fraction: float,
+    cuda_graphs: tuple[int, ...] | None,
     num_threads: int | None,
     json_output: bool,
     supervised: bool,
@@ -103,6 +105,7 @@ def serve(
         attention=attention,
         quantize=quantize,
         cuda_memory_fraction=cuda_memory_fraction,
+        cuda_graphs=cuda_graphs,
         num_threads=num_threads or max(1, usable_cores() // world_size),
     )
     shard = Shard(options, config)
@@ -134,6 +137,16 @@ def demo_model(*, json_output: bool) -> None:
     from text_gen_server.hub import ResolvedModel
 
     click.echo(ResolvedModel(check_demo_model().resolve(), NAME, None).to_json())
+
+
+def _parse_sizes(text: str | None) -> tuple[int, ...] | None:
+    """Batch sizes with commas between them."""
+    if text is None:
+        return None
+    sizes = text.split(",")
+    if not all(size.strip().isdecimal() for size in sizes):
+        raise click.BadParameter(f"{text!r}: give batch sizes with commas between them, such as 1,2,4, or 0 for no graphs")
+    return tuple(int(size) for size in sizes)
 
 
 def _exit_at_end_of_stdin() -> None:

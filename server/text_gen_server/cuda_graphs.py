@@ -27,9 +27,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("text_gen_server")
 
+# Attention that finds its lengths in device tensors. Others would replay the lengths of the capture.
+CAPTURED_ATTENTION = ("flash-attn", "torch-varlen", "triton")
 SMALL_SIZES = (1, 2, 4)
 SIZE_STEP = 8
 LARGEST_DEFAULT_SIZE = 256
+# The least that a graph after the first is taken to need: its nodes lie on the device too, and a small difference of two
+# measurements says little.
+LEAST_GRAPH_BYTES = 4 * 2**20
 
 
 class Graph(Protocol):
@@ -70,11 +75,16 @@ def graph_sizes(asked: Sequence[int] | None, max_batch_size: int) -> tuple[int, 
     return tuple(sorted({min(size, max_batch_size) for size in asked if size > 0}))
 
 
+def choose_capture(device: torch.device, attention: str) -> Callable[[], Capture] | None:
+    """What makes the capture of a `GraphedModel` on `device` with the attention of this name; None: there are no graphs."""
+    return CudaCapture if device.type == "cuda" and attention in CAPTURED_ATTENTION else None
+
+
 class GraphedModel:
     """A `CausalLM` whose decode steps are replayed. All other steps, and batches above the largest size, run as they are.
 
-    Graphs are captured when a batch first needs them; before any other the largest, which takes the memory that all share.
-    All ranks capture at the same steps, because they compute the same batches.
+    Graphs are captured by `capture_all`, or else when a batch first needs them; before any other the largest, which takes the
+    memory that all share. All ranks capture in the same order, because they are called alike and compute the same batches.
     """
 
     def __init__(
@@ -89,6 +99,9 @@ class GraphedModel:
 
     def wanted(self) -> Iterator[WantedTensor]:
         return self.model.wanted()
+
+    def pack(self) -> None:
+        self.model.pack()
 
     def logits(self, hidden: Tensor) -> Tensor | None:
         return self.model.logits(hidden)
@@ -125,6 +138,26 @@ class GraphedModel:
         if missing:
             self._capture(missing[-1])
         return bool(missing)
+
+    def capture_all(self) -> None:
+        """Captures every size, so that no step has to wait for it."""
+        while self.capture_next():
+            pass
+
+    def measure_bytes(self, used_bytes: Callable[[], int]) -> int:
+        """What the graphs of all sizes will keep of the device's memory, inputs included, judged by the two largest, which are
+        captured for it.
+
+        used_bytes: how much of the device's memory is in use
+        """
+        if self.buffers is None:
+            return 0
+        num_sizes, before = len(self.sizes), used_bytes()
+        self.capture_next()
+        first = used_bytes() - before
+        self.capture_next()
+        second = used_bytes() - before - first
+        return self.buffers.num_bytes + max(first, 0) + (num_sizes - 1) * max(second, LEAST_GRAPH_BYTES)
 
     def _graph_for(self, num_rows: int) -> Graph | None:
         """The smallest graph that holds the rows, captured if it must be."""
@@ -190,6 +223,10 @@ class _Buffers:
             self.block_tables[:num_rows, num_blocks : self.num_blocks].zero_()
         self.num_blocks = num_blocks
 
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in (*self._vectors(), self.block_tables, self.query_start))
+
     def clear(self) -> None:
         """Empties all rows, so that a capture reads and writes nobody's blocks."""
         self._empty(0)
@@ -219,20 +256,20 @@ class _Buffers:
 
 
 class CudaCapture:
-    """Captures with PyTorch. All graphs share one pool of memory, because one replays at a time."""
+    """Captures with PyTorch, on one stream of its own. All graphs share one pool of memory, because one replays at a time."""
 
     def __init__(self) -> None:
         self.pool = torch.cuda.graph_pool_handle()
+        self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def __call__(self, compute: Callable[[], Tensor]) -> Graph:
-        # What happens once (compilation, handles, workspaces) must have happened before a capture, on another stream.
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        # What happens once (compilation, handles, workspaces) must have happened before a capture, on the same stream.
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
             compute()
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self.stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
             output = compute()
         return CudaGraph(graph, output)
 

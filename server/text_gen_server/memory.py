@@ -22,20 +22,22 @@ class MemoryBudget:
     num_sharers: int  # ranks that share it
     activation_bytes: int  # of the worst step of this rank
     fraction: float  # of the rest, for the KV cache
+    graph_bytes: int = 0  # of all graphs of this rank
 
     @property
     def rest_bytes(self) -> int:
-        """What is left to this rank beside the worst step."""
-        return max(0, self.free_bytes // self.num_sharers - self.activation_bytes)
+        """What is left to this rank beside the worst step and the graphs."""
+        return max(0, self.free_bytes // self.num_sharers - self.activation_bytes - self.graph_bytes)
 
     @property
     def kv_cache_bytes(self) -> int:
         return int(self.rest_bytes * self.fraction)
 
     def __str__(self) -> str:
+        graphs = f" - {self.graph_bytes / MIB:.0f} MiB for graphs" if self.graph_bytes > 0 else ""
         return (
             f"({self.free_bytes / MIB:.0f} MiB free / {self.num_sharers} rank(s) - {self.activation_bytes / MIB:.0f} MiB for "
-            f"the worst step) x {self.fraction:g} = {self.kv_cache_bytes / MIB:.0f} MiB"
+            f"the worst step{graphs}) x {self.fraction:g} = {self.kv_cache_bytes / MIB:.0f} MiB"
         )
 
 
@@ -136,8 +138,22 @@ def cpu_budget(*, activation_bytes: int, num_ranks: int) -> MemoryBudget:
     )
 
 
-def cuda_budget(*, activation_bytes: int, fraction: float, device: torch.device) -> MemoryBudget:
+def cuda_used_bytes(device: torch.device) -> int:
+    """How much of the memory of `device` is in use, by whomever. Waits for the device."""
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+    return total_bytes - free_bytes
+
+
+def cuda_budget(*, activation_bytes: int, graph_bytes: int, fraction: float, device: torch.device) -> MemoryBudget:
     """The memory that is free on `device`, which belongs to this rank alone."""
     torch.cuda.empty_cache()
     free_bytes, _ = torch.cuda.mem_get_info(device)
-    return MemoryBudget(free_bytes=free_bytes, num_sharers=1, activation_bytes=activation_bytes, fraction=fraction)
+    return MemoryBudget(
+        free_bytes=free_bytes,
+        num_sharers=1,
+        activation_bytes=activation_bytes,
+        graph_bytes=graph_bytes,
+        fraction=fraction,
+    )

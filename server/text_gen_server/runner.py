@@ -15,9 +15,8 @@ from text_gen_server.distributed import TensorParallel
 from text_gen_server.kv_cache import KVCache
 from text_gen_server.masks import StepMasks, check_masks
 from text_gen_server.models.causal_lm import CausalLM
-from text_gen_server.ops.interface import Ops
 from text_gen_server.plan import PlanLimits, RowError, RowResult, SampledToken, StepPlan, StepResult, check_plan
-from text_gen_server.sampling.sampler import Samples, sample, token_logprobs
+from text_gen_server.sampling.sampler import Sample, Samples, token_logprobs
 
 # Log-probabilities of a long prompt are taken in slices whose logits stay below this.
 PROMPT_LOGITS_BYTES = 64 * 2**20
@@ -34,14 +33,14 @@ class Runner:
         tensor_parallel: TensorParallel,
         limits: PlanLimits,
         device: torch.device,
-        ops: Ops,
+        sample: Sample,
     ) -> None:
         self.model = model
         self.kv_cache = kv_cache
         self.tensor_parallel = tensor_parallel
         self.limits = limits
         self.device = device
-        self.ops = ops
+        self.sample = sample
         self.mirrors: dict[int, Mirror] = {}
 
     @torch.inference_mode()
@@ -109,7 +108,7 @@ class Runner:
         """
         if not mirrors:
             return {}
-        samples = sample(logits, batch.sampling_rows, masks, self.ops.summarize) if logits is not None else None
+        samples = self.sample(logits, batch.sampling_rows, masks) if logits is not None else None
         token_ids = samples.token_ids if samples is not None else torch.empty_like(batch.sample_idx)
         self.tensor_parallel.broadcast_from_rank0(token_ids)
         # Device sync: the next plan may build on these tokens before the router has seen them.

@@ -4,7 +4,9 @@ Every rank gets the same calls in the same order; what they decide from their ow
 """
 
 import logging
+import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,6 +14,7 @@ import torch
 from text_gen_server.attention.choose import choose_attention
 from text_gen_server.attention.native import NativeAttention
 from text_gen_server.config import ModelConfig, model_fingerprint
+from text_gen_server.cuda_graphs import GraphedModel, GraphLimits, choose_capture, graph_sizes
 from text_gen_server.distributed import TensorParallel
 from text_gen_server.kv_cache import KVCache
 from text_gen_server.memory import (
@@ -21,6 +24,7 @@ from text_gen_server.memory import (
     activation_bound_bytes,
     cpu_budget,
     cuda_budget,
+    cuda_used_bytes,
     size_kv_cache,
 )
 from text_gen_server.models.causal_lm import CausalLM
@@ -30,6 +34,7 @@ from text_gen_server.ops.native import NativeOps
 from text_gen_server.plan import NewSequence, PlanLimits, Row, SamplingParameters, StepPlan
 from text_gen_server.recorded import RecordedModel
 from text_gen_server.runner import PROMPT_LOGITS_BYTES, Runner
+from text_gen_server.sampling.choose import choose_sampler
 
 log = logging.getLogger("text_gen_server")
 
@@ -50,6 +55,7 @@ class ShardOptions:
     attention: str = "auto"
     quantize: str | None = None  # a key of QUANTIZED_BITS
     cuda_memory_fraction: float = 1.0
+    cuda_graphs: tuple[int, ...] | None = None  # batch sizes to capture, 0 = none; None = chosen here
     num_threads: int = 1
 
 
@@ -90,6 +96,11 @@ class Shard:
             attention=self.attention,
             ops=self.ops,
         )
+        self._make_capture = choose_capture(self.device, self.attention.name)
+        if self._make_capture is None and options.rank == 0 and any(options.cuda_graphs or ()):
+            log.warning(
+                "no CUDA graphs on %s with attention %s: --cuda-graphs has no effect", self.device.type, self.attention.name
+            )
         self.runner: Runner | None = None
         self._prepared: tuple[PrepareParameters, KVCacheSize] | None = None
 
@@ -98,7 +109,8 @@ class Shard:
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
 
     def prepare(self, parameters: PrepareParameters) -> KVCacheSize:
-        """Sizes and allocates the KV cache and runs a first small step. All ranks must call it; again only with the same.
+        """Sizes and allocates the KV cache, runs a first small step and captures graphs. All ranks must call it, and again
+        only with the same parameters.
 
         ValueError for limits out of range or memory that does not suffice.
         """
@@ -110,8 +122,16 @@ class Shard:
         log.info("KV cache: %s", size.arithmetic)
         self.runner = self._new_runner(limits, size.num_blocks)
         _run_dummy_step(self.runner, num_tokens=min(8, limits.max_step_tokens, limits.max_total_tokens, size.num_tokens))
+        if isinstance(self.runner.model, GraphedModel):
+            self._capture_graphs(self.runner.model)
         self._prepared = (parameters, size)
         return size
+
+    def _capture_graphs(self, graphed: GraphedModel) -> None:
+        started = time.monotonic()
+        with torch.inference_mode():
+            graphed.capture_all()
+        log.info("captured CUDA graphs of %s rows in %.1f s", list(graphed.graphs), time.monotonic() - started)
 
     def is_prepared_otherwise(self, parameters: PrepareParameters) -> bool:
         return self._prepared is not None and self._prepared[0] != parameters
@@ -164,24 +184,33 @@ class Shard:
 
     def _memory_budget(self, limits: PlanLimits) -> MemoryBudget:
         if self.device.type == "cuda":
-            activation_bytes = self._measure_worst_step(limits)
+            activation_bytes, graph_bytes = self._measure_steps(limits)
             return cuda_budget(
-                activation_bytes=activation_bytes, fraction=self.options.cuda_memory_fraction, device=self.device
+                activation_bytes=activation_bytes,
+                graph_bytes=graph_bytes,
+                fraction=self.options.cuda_memory_fraction,
+                device=self.device,
             )
         bound = activation_bound_bytes(
             self.config, num_tokens=limits.max_step_tokens, num_rows=limits.max_batch_size, dtype=self.ops.activation_dtype
         )
         return cpu_budget(activation_bytes=bound + PROMPT_LOGITS_BYTES, num_ranks=self.options.world_size)
 
-    def _measure_worst_step(self, limits: PlanLimits) -> int:
-        """Most memory that a step takes beside weights and KV cache: all its tokens, and a sorted draw in every row."""
+    def _measure_steps(self, limits: PlanLimits) -> tuple[int, int]:
+        """Most memory that a step takes beside weights and KV cache (all its tokens, and a draw in every row), holes that the
+        allocator leaves included; and what graphs keep. In bytes.
+        """
         num_blocks = -(-limits.max_step_tokens // limits.block_size) + limits.max_batch_size
         runner = self._new_runner(limits, num_blocks)
-        torch.cuda.synchronize(self.device)
-        before = torch.cuda.memory_allocated(self.device)
+        cuda_used_bytes(self.device)  # leaves nothing cached
+        before = torch.cuda.memory_reserved(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
         _run_dummy_step(runner, num_tokens=limits.max_step_tokens)
-        return torch.cuda.max_memory_allocated(self.device) - before + PROMPT_LOGITS_BYTES
+        activation_bytes = torch.cuda.max_memory_reserved(self.device) - before + PROMPT_LOGITS_BYTES
+        if not isinstance(runner.model, GraphedModel):
+            return activation_bytes, 0
+        with torch.inference_mode():
+            return activation_bytes, runner.model.measure_bytes(partial(cuda_used_bytes, self.device))
 
     def _new_runner(self, limits: PlanLimits, num_blocks: int) -> Runner:
         kv_cache = KVCache.allocate(
@@ -193,22 +222,28 @@ class Shard:
             device=self.device,
         )
         return Runner(
-            self._runnable(kv_cache, limits),
+            self._driven_model(kv_cache, limits),
             kv_cache=kv_cache,
             tensor_parallel=self.tensor_parallel,
             limits=replace(limits, num_blocks=num_blocks),
             device=self.device,
-            ops=self.ops,
+            sample=choose_sampler(self.device, self.ops.summarize),
         )
 
-    def _runnable(self, kv_cache: KVCache, limits: PlanLimits) -> CausalLM:
-        """The model as it is run over `kv_cache`."""
-        if self.ops.name != NativeOps.name or self.tensor_parallel.world_size > 1:
-            return self.model  # a recording cannot wait for other ranks
-        bound = activation_bound_bytes(
-            self.config, num_tokens=limits.max_step_tokens, num_rows=0, dtype=self.ops.activation_dtype
-        )
-        return RecordedModel(self.model, kv_cache=kv_cache, max_step_tokens=limits.max_step_tokens, activation_bytes=bound)
+    def _driven_model(self, kv_cache: KVCache, limits: PlanLimits) -> CausalLM:
+        """The model as a runner drives it: here is wrapped around it what makes steps cheaper on this device."""
+        if self._make_capture is not None:
+            sizes = graph_sizes(self.options.cuda_graphs, limits.max_batch_size)
+            graph_limits = GraphLimits(sizes=sizes, max_total_tokens=limits.max_total_tokens)
+            return GraphedModel(
+                self.model, kv_cache=kv_cache, limits=graph_limits, capture=self._make_capture(), device=self.device
+            )
+        if self.ops.name == NativeOps.name and self.tensor_parallel.world_size == 1:
+            bound = activation_bound_bytes(
+                self.config, num_tokens=limits.max_step_tokens, num_rows=0, dtype=self.ops.activation_dtype
+            )
+            return RecordedModel(self.model, kv_cache=kv_cache, max_step_tokens=limits.max_step_tokens, activation_bytes=bound)
+        return self.model  # where ranks wait for each other, a recording cannot
 
 
 def _run_dummy_step(runner: Runner, *, num_tokens: int) -> None:

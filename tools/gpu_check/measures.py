@@ -12,7 +12,6 @@ from text_gen_server.attention.choose import choose_attention
 from text_gen_server.cuda_graphs import CudaCapture, GraphedModel, GraphLimits
 from text_gen_server.distributed import TensorParallel
 from text_gen_server.kv_cache import KVCache
-from text_gen_server.ops.pytorch import PyTorchOps
 from text_gen_server.plan import NewSequence, PlanLimits, Row, SamplingParameters, StepPlan
 from text_gen_server.runner import Runner
 from text_gen_server.sampling import fused, sampler
@@ -191,7 +190,7 @@ def _runner_seconds(model: CausalLM, attention: Attention, machine: Machine, bat
         tensor_parallel=TensorParallel.single(),
         limits=limits,
         device=machine.device,
-        ops=PyTorchOps(scale.dtype),
+        sample=fused.sample,
     )
     blocks = -(-longest // block_size)
     # All but the last token count as computed: what is in the blocks does not matter for the time.

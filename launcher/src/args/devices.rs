@@ -32,6 +32,11 @@ pub struct DeviceArgs {
     #[arg(long, env, default_value = "1.0")]
     pub cuda_memory_fraction: String,
 
+    /// Batch sizes whose decode steps are replayed from CUDA graphs, with commas between them; 0 = none [default: chosen by
+    /// the shards]. On a CPU there are none
+    #[arg(long, env)]
+    pub cuda_graphs: Option<String>,
+
     /// Executable to run as router
     #[arg(long, hide = true)]
     pub router_program: Option<std::path::PathBuf>,

@@ -83,11 +83,6 @@ pub static FLAGS: &[LegacyFlag] = &[
     flag("waiting-served-ratio", Some("0.3"), Warn(CHUNKED)),
     flag("max-waiting-tokens", Some("20"), Warn(CHUNKED)),
     flag(
-        "cuda-graphs",
-        None,
-        Warn("the shards choose the sizes of their graphs themselves"),
-    ),
-    flag(
         "prometheus-port",
         Some("9000"),
         Warn("metrics are served on /metrics of the HTTP port"),

@@ -38,6 +38,9 @@ pub(super) fn add_flags(
     if let Some(attention) = attention(devices, check) {
         add(flags, "--attention", attention);
     }
+    if let Some(sizes) = cuda_graphs(devices, check) {
+        add(flags, "--cuda-graphs", &sizes);
+    }
     let factor = model
         .rope_factor
         .as_ref()
@@ -85,4 +88,19 @@ fn attention<'a>(devices: &'a DeviceArgs, check: &mut Check) -> Option<&'a str> 
         return None;
     }
     Some(name)
+}
+
+/// The batch sizes, as the shards read them.
+fn cuda_graphs(devices: &DeviceArgs, check: &mut Check) -> Option<String> {
+    let text = devices.cuda_graphs.as_deref()?;
+    let sizes: Option<Vec<String>> = text
+        .split(',')
+        .map(|size| size.trim().parse::<u32>().ok().map(|size| size.to_string()))
+        .collect();
+    if sizes.is_none() {
+        check.errors.push(format!(
+            "--cuda-graphs '{text}': give batch sizes with commas between them, such as 1,2,4,8, or 0 for no graphs"
+        ));
+    }
+    sizes.map(|sizes| sizes.join(","))
 }

@@ -114,7 +114,7 @@ fn the_old_name_of_the_longest_prompt_is_handed_on_under_the_new_one() {
 #[test]
 fn a_flag_without_effect_warns_and_names_its_replacement() {
     let warnings =
-        config("--cuda-graphs 1,2 --shard-uds-path /run/x --ngrok --trust-remote-code").warnings;
+        config("--master-port 1 --shard-uds-path /run/x --ngrok --trust-remote-code").warnings;
     assert_eq!(warnings.len(), 4, "{warnings:?}");
     assert!(
         warnings
@@ -267,4 +267,20 @@ fn the_watermark_is_a_matter_of_the_router() {
         errors("--watermark-gamma 1 --watermark-delta -0.5").len(),
         2
     );
+}
+
+#[test]
+fn sizes_of_graphs_are_handed_to_the_shards_as_numbers() {
+    let flags = |line| config(line).shard_flags;
+    assert_eq!(
+        value(&flags("--cuda-graphs 1,2,32"), "--cuda-graphs"),
+        Some("1,2,32")
+    );
+    assert_eq!(value(&flags("--cuda-graphs 0"), "--cuda-graphs"), Some("0"));
+    assert_eq!(value(&flags(""), "--cuda-graphs"), None);
+    for wrong in ["1,two", "1,,2", "-1", "1.5", "99999999999"] {
+        let lines = errors(&format!("--cuda-graphs {wrong}"));
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert!(lines[0].starts_with(&format!("--cuda-graphs '{wrong}': give batch sizes")));
+    }
 }

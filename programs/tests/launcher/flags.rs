@@ -93,7 +93,7 @@ fn the_environment_sets_flags_and_the_command_line_wins() {
 fn a_flag_without_effect_is_one_warning() {
     let stage = Stage::new();
     let mut launcher = stage.launch_with(
-        &["--cuda-graphs", "1,2"],
+        &["--master-addr", "10.0.0.1"],
         &[("MAX_WAITING_TOKENS", "10"), ("MASTER_PORT", "29500")],
     );
     let log = launcher.wait_for_log("Ready: ");

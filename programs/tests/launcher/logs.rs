@@ -48,7 +48,7 @@ fn standard_error_is_a_warning_and_its_last_line_needs_no_end() {
 #[test]
 fn json_output_is_json_in_every_line() {
     let stage = noisy();
-    let mut launcher = stage.launch(&["--num-shard", "2", "--json-output", "--cuda-graphs", "1"]);
+    let mut launcher = stage.launch(&["--num-shard", "2", "--json-output", "--master-port", "1"]);
     let log = launcher.wait_for_log("Ready: ");
     let parse = |line: &String| -> serde_json::Value {
         serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))
@@ -89,7 +89,7 @@ fn a_log_that_nobody_reads_does_not_stop_anything() {
 #[test]
 fn lines_below_the_wanted_level_are_kept_back_and_the_server_starts_all_the_same() {
     let stage = noisy();
-    let mut launcher = stage.launch(&["--log-level", "WARN", "--cuda-graphs", "1"]);
+    let mut launcher = stage.launch(&["--log-level", "WARN", "--master-port", "1"]);
     let log = launcher.wait_for_log("plain to stderr");
     assert!(log.iter().all(|line| line.contains(" WARN ")), "{log:#?}");
 }

@@ -11,7 +11,6 @@ from text_gen_server.attention.metadata import AttentionMetadata
 from text_gen_server.config import load_model_config
 from text_gen_server.distributed import TensorParallel
 from text_gen_server.kv_cache import KVCache
-from text_gen_server.ops.pytorch import PyTorchOps
 from text_gen_server.plan import (
     NewSequence,
     PlanLimits,
@@ -24,6 +23,7 @@ from text_gen_server.plan import (
 )
 from text_gen_server.runner import Runner
 from text_gen_server.sampling.rng import uniform
+from text_gen_server.sampling.sampler import sample
 from torch import Tensor
 
 CPU = torch.device("cpu")
@@ -102,7 +102,7 @@ def fake_runner(
         tensor_parallel=tensor_parallel,
         limits=limits,
         device=CPU,
-        ops=PyTorchOps(torch.float32),
+        sample=sample,
     )
 
 

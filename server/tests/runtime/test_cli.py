@@ -82,6 +82,10 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
         "--rank 2 must be below --world-size 2",
     ),
     "bad choice": (("serve", "--model-dir", ".", "--socket", "s", "--dtype", "int3"), "'int3' is not one of"),
+    "sizes that are none": (
+        ("serve", "--model-dir", ".", "--socket", "s", "--cuda-graphs", "1,x"),
+        "'1,x': give batch sizes with commas between them",
+    ),
     "unknown command": (("sevre",), "No such command 'sevre'"),
     "no such model folder": (("resolve", "--model-id", "./nowhere"), "there is no model folder ./nowhere"),
     "impossible name": (("resolve", "--model-id", "a/b/c"), "a/b/c"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from models.driver import CPU, metadata_of
 from text_gen_server.attention.metadata import AttentionMetadata
-from text_gen_server.cuda_graphs import GraphedModel, GraphLimits, graph_sizes
+from text_gen_server.cuda_graphs import LEAST_GRAPH_BYTES, CudaCapture, GraphedModel, GraphLimits, choose_capture, graph_sizes
 from text_gen_server.kv_cache import KVCache
 from torch import Tensor
 
@@ -171,6 +171,36 @@ def test_time_to_spare_is_used_from_the_largest_size_down() -> None:
     assert capture.sizes == [4, 2, 1]
     run(graphed, decode([5]))
     assert capture.sizes == [4, 2, 1]
+
+
+def test_all_sizes_are_captured_at_once_where_it_is_asked_for() -> None:
+    graphed, _, capture = make((1, 2, 4))
+    graphed.capture_all()
+    assert capture.sizes == [4, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "used", "expected"),
+    [
+        ((), [], 0),
+        ((2,), [7, 107, 107], 100),
+        ((1, 2, 4, 8), [7, 1007, 1007 + 8 * 2**20], 1000 + 3 * 8 * 2**20),
+        ((1, 2), [7, 1007, 1008], 1000 + LEAST_GRAPH_BYTES),
+    ],
+)
+def test_the_memory_of_graphs_is_judged_by_the_two_largest(sizes: tuple[int, ...], used: list[int], expected: int) -> None:
+    graphed, _, capture = make(sizes)
+    inputs = sum(tensor.nbytes for tensor in vars(graphed.buffers).values() if isinstance(tensor, Tensor)) if sizes else 0
+    assert graphed.measure_bytes(iter(used).__next__) == inputs + expected
+    assert capture.sizes == list(sizes[::-1][:2])
+
+
+def test_only_attention_that_reads_its_lengths_on_the_device_is_captured() -> None:
+    cuda = torch.device("cuda", 0)
+    assert choose_capture(cuda, "flash-attn") is CudaCapture
+    assert choose_capture(cuda, "triton") is CudaCapture
+    assert choose_capture(cuda, "reference") is None
+    assert choose_capture(CPU, "triton") is None
 
 
 def test_a_capture_sees_only_empty_rows() -> None:

@@ -22,6 +22,12 @@ def test_the_size_follows_from_free_memory_and_says_how() -> None:
     assert size.arithmetic.endswith("-> 250 blocks, 250 MiB")
 
 
+def test_graphs_leave_less_for_blocks() -> None:
+    size = size_kv_cache(REQUEST, replace(BUDGET, graph_bytes=100 * MIB))
+    assert size.num_blocks == 200
+    assert "- 50 MiB for the worst step - 100 MiB for graphs) x 0.5 = 200 MiB" in size.arithmetic
+
+
 def test_what_attention_copies_leaves_less_for_blocks() -> None:
     size = size_kv_cache(replace(REQUEST, copied_bytes_per_token=REQUEST.bytes_per_token), BUDGET)
     assert (size.num_blocks, size.kv_cache_bytes) == (125, 125 * MIB)

@@ -5,6 +5,7 @@ There is no generator state, and no row depends on another: a batch of 8 gives t
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -25,6 +26,12 @@ class Samples:
     is_finite: Tensor  # [N] bool; False: the logits held NaN or infinity
     top_token_ids: Tensor  # [N, K] int64, most likely first; K = most asked for by a row
     top_logprobs: Tensor  # [N, K] float32; minus infinity where a mask allows fewer than K
+
+
+class Sample(Protocol):
+    """A sampler: see `sample`. Which one is used is chosen once at start (`choose.py`)."""
+
+    def __call__(self, logits: Tensor, rows: Sequence[SamplingRow], masks: Mapping[int, bytes] | None = None) -> Samples: ...
 
 
 def sample(

@@ -1,0 +1,85 @@
+"""A shard drives its model through graphs where its device has them, gives the same answers, and has counted their memory."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from runtime.fakes import FakeRouter, token_of
+from runtime.test_cuda_graphs import FakeCapture
+from text_gen_server import shard as shard_module
+from text_gen_server.config import load_model_config
+from text_gen_server.cuda_graphs import LEAST_GRAPH_BYTES, GraphedModel
+from text_gen_server.memory import MIB
+from text_gen_server.plan import SamplingParameters
+from text_gen_server.shard import PrepareParameters, Shard, ShardOptions
+from tiny_models import write_model
+
+LIMITS = PrepareParameters(max_batch_prefill_tokens=32, max_batch_size=4, max_total_tokens=64)
+SAMPLED = SamplingParameters(do_sample=True, temperature=1.5, seed=3, num_top_tokens=2)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("llama"), "llama", num_hidden_layers=1, vocab_size=300)
+
+
+def make_shard(folder: Path, cuda_graphs: tuple[int, ...] | None) -> Shard:
+    options = ShardOptions(model_dir=folder, device="cpu", dtype="float32", attention="triton", cuda_graphs=cuda_graphs)
+    return Shard(options, load_model_config(folder))
+
+
+def answers(shard: Shard) -> list[tuple[int, int, list[int]]]:
+    """(sequence, token, most likely tokens) of a prefill and some decode steps of a shrinking batch."""
+    assert shard.runner is not None
+    router = FakeRouter(shard.runner)
+    for n in range(3):
+        router.add(n, list(range(5, 9 + n)), sampling=SAMPLED if n else None)
+    found = [router.step(s0=4, s1=5, s2=6)]
+    found += [router.step(s0=1, s1=1, s2=1) for _ in range(2)]
+    router.forget(1)
+    found += [router.step(s2=1, s0=1) for _ in range(2)]
+    rows = [row for step in found for row in step.values()]
+    return [(row.sequence_id, token_of(row), [token for token, _ in row.outcome.top_tokens]) for row in rows]  # type: ignore[union-attr]
+
+
+def test_a_shard_with_graphs_answers_as_one_without(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = make_shard(folder, None)
+    plain.prepare(LIMITS)
+    assert not isinstance(plain.runner.model, GraphedModel)
+    capture = FakeCapture()
+    monkeypatch.setattr(shard_module, "choose_capture", lambda *_: lambda: capture)
+    graphed = make_shard(folder, (2, 9))
+    graphed.prepare(LIMITS)
+    assert isinstance(graphed.runner.model, GraphedModel)
+    assert capture.sizes == [4, 2], "all are captured before the first plan; none is larger than a batch"
+    assert answers(graphed) == answers(plain)
+    assert capture.sizes == [4, 2]
+
+
+def test_zero_means_no_graphs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    capture = FakeCapture()
+    monkeypatch.setattr(shard_module, "choose_capture", lambda *_: lambda: capture)
+    make_shard(folder, (0,)).prepare(LIMITS)
+    assert capture.sizes == []
+
+
+def test_the_kv_cache_is_sized_from_what_the_worst_step_and_the_graphs_leave(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_module, "choose_capture", lambda *_: FakeCapture)
+    used = iter([0, 0, 10 * MIB, 11 * MIB])  # before the step, before the graphs, after the first, after the second
+    monkeypatch.setattr(shard_module, "cuda_used_bytes", lambda _: next(used))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 5 * MIB)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: 25 * MIB)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
+    shard = make_shard(folder, (1, 2, 4))
+    activation_bytes, graph_bytes = shard._measure_steps(shard._plan_limits(LIMITS))
+    assert activation_bytes == 20 * MIB + shard_module.PROMPT_LOGITS_BYTES
+    assert 0 <= graph_bytes - (10 * MIB + 2 * LEAST_GRAPH_BYTES) < MIB
+
+
+def test_on_a_cpu_sizes_of_graphs_are_a_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_shard(folder, (0,))
+    assert caplog.text == ""
+    make_shard(folder, (1, 2))
+    assert "no CUDA graphs on cpu with attention triton: --cuda-graphs has no effect" in caplog.text
