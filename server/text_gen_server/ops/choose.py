@@ -1,7 +1,8 @@
-"""Chooses the operations, once, at start."""
+"""Chooses the operations, once, at start. Must not import what the chosen ones do not need."""
 
 from __future__ import annotations
 
+import importlib.util
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +20,7 @@ QUANTIZED_BITS = {"int8": 8, "int4": 4}
 
 
 def choose_ops(*, dtype: torch.dtype, device: torch.device, num_threads: int, quantize: str | None = None) -> Ops:
-    """Our kernels for bf16 on a CPU, PyTorch elsewhere.
+    """Our kernels: for bf16 on a CPU the native ones, on a GPU those for Triton where that is installed. PyTorch elsewhere.
 
     quantize: a key of QUANTIZED_BITS
     ValueError, for the user, where the kernels were not built, or for quantized weights where there are none for them.
@@ -29,6 +30,10 @@ def choose_ops(*, dtype: torch.dtype, device: torch.device, num_threads: int, qu
         raise ValueError(f"quantize {quantize} works on CPUs in bfloat16 only; remove it or --dtype and --device")
     if by_native:
         return NativeOps(num_threads, QUANTIZED_BITS[quantize] if quantize is not None else 16)
+    if device.type == "cuda" and importlib.util.find_spec("triton") is not None:
+        from text_gen_server.ops.triton import TritonOps
+
+        return TritonOps(dtype)
     return PyTorchOps(dtype)
 
 
