@@ -49,7 +49,7 @@ def command() -> None:
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto", show_default=True)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--attention", default="auto", show_default=True, help="Attention implementation.")
-@click.option("--quantize", type=click.Choice(["int8", "int4"]), help="Round weights when they are loaded.")
+@click.option("--quantize", type=click.Choice(["int8", "int4", "fp8"]), help="Round weights when they are loaded.")
 @click.option("--kv-cache-dtype", type=click.Choice(["auto"]), default="auto", show_default=True, help="auto: as --dtype.")
 @click.option("--rope-scaling", type=click.Choice(["linear", "dynamic"]), help="Replaces the model's own.")
 @click.option("--rope-factor", type=click.FloatRange(min=1.0), help="Stretch of the positions.")

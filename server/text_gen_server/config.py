@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from text_gen_server.checkpoint import header_bytes, read_json_object
+from text_gen_server.fp8_config import Fp8Config, parse_fp8
 from text_gen_server.rope_config import RopeConfig, parse_rope
 
 ARCHITECTURES = {
@@ -58,6 +59,7 @@ class ModelConfig:
     sliding_windows: tuple[int | None, ...]  # per layer: how many tokens a token sees, itself included; None = all
     eos_token_ids: tuple[int, ...]  # of config.json and generation_config.json
     torch_dtype: str  # of the checkpoint, one of TORCH_DTYPES
+    fp8: Fp8Config | None = None  # how its linear layers are kept, where that is fp8
 
 
 def load_model_config(folder: Path, *, rope_scaling: str | None = None, rope_factor: float | None = None) -> ModelConfig:
@@ -118,10 +120,6 @@ def _architecture(content: dict[str, Any]) -> str:
         raise ValueError(
             f"config.json: architectures {classes!r} of {model_type} cannot generate text; {supported} as causal LM"
         )
-    for key in ("quantization_config", "compression_config"):
-        if content.get(key):
-            method = content[key].get("quant_method") if isinstance(content[key], dict) else content[key]
-            raise ValueError(f"config.json: the checkpoint is quantized ({method}); supported are {', '.join(TORCH_DTYPES)}")
     if content.get("hidden_act", "silu") != "silu":
         raise ValueError(f"config.json: hidden_act is {content['hidden_act']!r}, supported is silu")
     return model_type
@@ -175,7 +173,13 @@ def _parse(fields: _Fields, folder: Path, rope_override: dict[str, Any] | None) 
         sliding_windows=_sliding_windows(fields, num_layers),
         eos_token_ids=_eos_token_ids(fields, folder),
         torch_dtype=_torch_dtype(fields),
+        fp8=_fp8(fields),
     )
+
+
+def _fp8(fields: _Fields) -> Fp8Config | None:
+    content = fields.content.get("quantization_config") or fields.content.get("compression_config")
+    return parse_fp8(content) if content else None
 
 
 def _epsilon(fields: _Fields) -> float:

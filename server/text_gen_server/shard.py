@@ -53,7 +53,7 @@ class ShardOptions:
     dtype: str = "auto"  # a key of DTYPES, or auto
     device: str = "auto"  # cpu, cuda or auto
     attention: str = "auto"
-    quantize: str | None = None  # a key of QUANTIZED_BITS
+    quantize: str | None = None  # a key of QUANTIZED_BITS, or FP8
     cuda_memory_fraction: float = 1.0
     cuda_graphs: tuple[int, ...] | None = None  # batch sizes to capture, 0 = none; None = chosen here
     num_threads: int = 1
@@ -80,7 +80,13 @@ class Shard:
         self.fingerprint = model_fingerprint(options.model_dir)
         self.device = _choose_device(options)
         self.dtype = _choose_dtype(options, config, self.device)
-        self.ops = choose_ops(dtype=self.dtype, device=self.device, num_threads=options.num_threads, quantize=options.quantize)
+        self.ops = choose_ops(
+            dtype=self.dtype,
+            device=self.device,
+            num_threads=options.num_threads,
+            quantize=options.quantize,
+            is_fp8=config.fp8 is not None,
+        )
         # One pool of threads has the cores. PyTorch's would wait for its next work in a loop, beside a kernel of ours.
         torch.set_num_threads(1 if self.ops.name == NativeOps.name else options.num_threads)
         self.attention = choose_attention(options.attention, device=self.device, dtype=self.dtype, config=config)
@@ -280,7 +286,7 @@ def _choose_device(options: ShardOptions) -> torch.device:
 def _choose_dtype(options: ShardOptions, config: ModelConfig, device: torch.device) -> torch.dtype:
     if options.dtype != "auto":
         return DTYPES[options.dtype]
-    if options.quantize is not None:
+    if options.quantize is not None or config.fp8 is not None:
         return torch.bfloat16
     dtype = DTYPES[config.torch_dtype]
     if device.type != "cpu" or dtype == torch.bfloat16 == choose_cpu_dtype():

@@ -4,6 +4,7 @@ place and dtype. The headers are compared with the whole model before a byte of 
 
 from __future__ import annotations
 
+import math
 import mmap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from text_gen_server.checkpoint import TensorEntry, read_checkpoint
+from text_gen_server.fp8_config import KEY_SCALES, VALUE_SCALES, KVScales
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,8 +21,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-# Left in by old exporters; computed from the configuration.
-HARMLESS_SUFFIXES = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
+FP8_DTYPES = {"F8_E4M3": torch.float8_e4m3fn}  # of a target in fp8, and of no other
+# Left in by old exporters and computed from the configuration, or read by `read_kv_scales` where they are wanted.
+HARMLESS_SUFFIXES = (
+    ".rotary_emb.inv_freq",
+    ".attn.bias",
+    ".attn.masked_bias",
+    *(f".self_attn.{name}" for name in ("q_scale", *KEY_SCALES, *VALUE_SCALES)),
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,18 @@ class WantedTensor:
     shape: tuple[int, ...]  # of the whole tensor in the checkpoint
     target: Tensor  # of this rank's part, in its final dtype and place; the part is broadcast to its shape
     part: tuple[slice, ...]  # of the leading dimensions; () = the whole tensor
+    is_scale: bool = False  # dimensions of 1 do not count, and one number may stand for all
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether the checkpoint's tensor of this shape will do."""
+        if not self.is_scale:
+            return shape == self.shape
+        return _without_ones(shape) in ((), _without_ones(self.shape))
+
+    @property
+    def source_dtypes(self) -> dict[str, torch.dtype]:
+        """Those the checkpoint's tensor may have, by their names there."""
+        return FP8_DTYPES if self.target.dtype in FP8_DTYPES.values() else DTYPES
 
 
 def load_weights(folder: Path, wanted: Iterable[WantedTensor], *, ignored: frozenset[str] = frozenset()) -> None:
@@ -53,6 +73,30 @@ def load_weights(folder: Path, wanted: Iterable[WantedTensor], *, ignored: froze
         _read_file(file, sorted(pairs, key=lambda pair: pair[0].begin))
 
 
+def read_kv_scales(folder: Path, num_layers: int) -> tuple[KVScales, ...]:
+    """Of each layer; 1 where the checkpoint has none. ValueError for what is no scale."""
+    tensors = read_checkpoint(folder).tensors
+
+    def scale(layer: int, names: tuple[str, ...]) -> float:
+        found = (tensors.get(f"model.layers.{layer}.self_attn.{name}") for name in names)
+        return next((_read_scale(entry) for entry in found if entry is not None), 1.0)
+
+    return tuple(KVScales(scale(layer, KEY_SCALES), scale(layer, VALUE_SCALES)) for layer in range(num_layers))
+
+
+def _read_scale(entry: TensorEntry) -> float:
+    where = f"{entry.file.name}: {entry.name}"
+    dtype = DTYPES.get(entry.dtype)
+    if dtype is None or entry.end - entry.begin != dtype.itemsize:
+        raise ValueError(f"{where} has dtype {entry.dtype} and shape {list(entry.shape)}, a scale is one number")
+    with entry.file.open("rb") as stream:
+        stream.seek(entry.begin)
+        scale = float(torch.frombuffer(bytearray(stream.read(dtype.itemsize)), dtype=dtype)[0])
+    if not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"{where} is {scale}, a scale is above 0")
+    return scale
+
+
 def _mismatches(
     found: dict[str, TensorEntry], wanted: list[WantedTensor], ignored: frozenset[str], *, complete: bool
 ) -> list[str]:
@@ -65,10 +109,10 @@ def _mismatches(
                 problems.append(f"{tensor.name} is missing, expected with shape {list(tensor.shape)}")
             continue
         where = f"{entry.file.name}: {tensor.name}"
-        if entry.shape != tensor.shape:
+        if not tensor.fits(entry.shape):
             problems.append(f"{where} has shape {list(entry.shape)}, expected {list(tensor.shape)}")
-        if entry.dtype not in DTYPES:
-            problems.append(f"{where} has dtype {entry.dtype}, supported are {', '.join(DTYPES)}")
+        if entry.dtype not in tensor.source_dtypes:
+            problems.append(f"{where} has dtype {entry.dtype}, supported are {', '.join(tensor.source_dtypes)}")
     expected = {tensor.name for tensor in wanted} | ignored
     problems += [
         f"{entry.file.name}: {name} is unexpected, the model has no such tensor"
@@ -84,8 +128,15 @@ def _read_file(file: Path, pairs: list[tuple[TensorEntry, WantedTensor]]) -> Non
         # Private and never written; torch warns about read-only memory. Unmapped when the last view is gone.
         memory = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
     for entry, tensor in pairs:
-        dtype = DTYPES[entry.dtype]
+        dtype = tensor.source_dtypes[entry.dtype]
         count = (entry.end - entry.begin) // dtype.itemsize
         if count > 0:
-            source = torch.frombuffer(memory, dtype=dtype, count=count, offset=entry.begin).view(entry.shape)
-            tensor.target.copy_(source[tensor.part])
+            source = torch.frombuffer(memory, dtype=dtype, count=count, offset=entry.begin)
+            if tensor.is_scale and count == 1:
+                tensor.target.fill_(source[0])
+            else:
+                tensor.target.copy_(source.view(tensor.shape)[tensor.part])
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(size for size in shape if size != 1)

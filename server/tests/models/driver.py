@@ -13,6 +13,7 @@ from text_gen_server.kv_cache import KVCache
 from text_gen_server.models.causal_lm import CausalLM
 from text_gen_server.models.loader import load_model
 from text_gen_server.ops.choose import choose_ops
+from text_gen_server.ops.interface import Ops
 from torch import Tensor
 
 CPU = torch.device("cpu")
@@ -132,6 +133,7 @@ def load(
     rope_scaling: str | None = None,
     rope_factor: float | None = None,
     quantize: str | None = None,
+    ops: Ops | None = None,
 ) -> tuple[CausalLM, ModelConfig]:
     config = load_model_config(folder, rope_scaling=rope_scaling, rope_factor=rope_factor)
     model = load_model(
@@ -141,6 +143,6 @@ def load(
         device=CPU,
         tensor_parallel=tensor_parallel or TensorParallel.single(),
         attention=choose_attention(attention, device=CPU, dtype=dtype, config=config),
-        ops=choose_ops(dtype=dtype, device=CPU, num_threads=1, quantize=quantize),
+        ops=ops or choose_ops(dtype=dtype, device=CPU, num_threads=1, quantize=quantize),
     )
     return model, config

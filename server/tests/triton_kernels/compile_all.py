@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import triton
-from text_gen_server.triton_kernels import activation, norm, paged_attention, rotary, sampler
+from text_gen_server.triton_kernels import activation, norm, paged_attention, quantize, rotary, sampler
 from text_gen_server.triton_kernels.paged_attention import PagedKV, PagedRows, Scores
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
@@ -24,6 +24,7 @@ KERNELS: dict[ModuleType, tuple[str, ...]] = {
     activation: ("_silu_mul",),
     norm: ("_add_rms_norm",),
     paged_attention: ("_attend_tile", "_join_splits"),
+    quantize: ("_quantize_rows",),
     rotary: ("_rotate_and_write",),
     sampler: ("_choose", "_collect_largest", "_count_tokens", "_penalize"),
 }
@@ -108,6 +109,8 @@ def everything() -> None:
     norm.add_rms_norm(empty(3, 4096), empty(3, 4096), empty(4096), 1e-5)
     norm.rms_norm(empty(3, 65536), empty(65536), 1e-5)
     activation.silu_mul(empty(3, 28672))
+    quantize.quantize_rows(empty(3, 4096))
+    quantize.quantize_rows(empty(3, 28672), empty(dtype=torch.float32))
     places = rotary.TokenPlaces(empty(3, 1, 128), empty(3, 1, 128), empty(3, dtype=torch.int64))
     for kv_dtype, head_norm in ((half, None), (fp8, rotary.HeadNorm(empty(40, 128), 1e-6))):
         kv = PagedKV(*(empty(9, 16, 8, 128, dtype=kv_dtype) for _ in range(2)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from text_gen_server.layers.weight import make_weight
 from text_gen_server.weights import WantedTensor
 
 if TYPE_CHECKING:
@@ -30,22 +31,21 @@ class MergedColumnLinear:
         """parts: name in the checkpoint -> (output rows of the whole layer, rows of this rank)"""
         self.parts = parts
         self.in_features = in_features
-        self.ops = placement.ops
         rows = sum(part.stop - part.start for _, part in parts.values())
-        self.weight = placement.empty(rows, in_features)  # [rows of all parts, in]
+        self.weight = make_weight(parts, rows, in_features, placement)  # [rows of all parts, in]
         self.bias = placement.empty(rows) if bias else None
 
     def wanted(self) -> Iterator[WantedTensor]:
         start = 0
         for name, (total, part) in self.parts.items():
             target = slice(start, start + part.stop - part.start)
-            yield WantedTensor(f"{name}.weight", (total, self.in_features), self.weight[target], (part,))
+            yield from self.weight.wanted(name, (total, self.in_features), rows=target, part=(part,))
             if self.bias is not None:
                 yield WantedTensor(f"{name}.bias", (total,), self.bias[target], (part,))
             start = target.stop
 
     def pack(self) -> None:
-        self.multiply = self.ops.linear(self.weight, self.bias)
+        self.multiply = self.weight.linear(self.bias)
         del self.weight, self.bias
 
     def __call__(self, hidden: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class GateUpLinear(MergedColumnLinear):
         super().__init__(parts, config.hidden_size, bias=config.mlp_bias, placement=placement)
 
     def pack(self) -> None:
-        self.multiply = self.ops.gated(self.weight, self.bias)
+        self.multiply = self.weight.gated(self.bias)
         del self.weight, self.bias
 
 
@@ -89,21 +89,21 @@ class RowLinear:
     def __init__(self, name: str, in_features: int, out_features: int, *, bias: bool, placement: Placement) -> None:
         self.name = name
         self.in_features = in_features
-        self.ops = placement.ops
         self.parallel = placement.tensor_parallel
         self.part = self.parallel.split(in_features, f"inputs of {name}")
-        self.weight = placement.empty(out_features, self.part.stop - self.part.start)
+        self.out_features = out_features
+        self.weight = make_weight([name], out_features, self.part.stop - self.part.start, placement)
         self.bias = placement.empty(out_features) if bias else None
 
     def wanted(self) -> Iterator[WantedTensor]:
-        out_features = self.weight.shape[0]
-        yield WantedTensor(f"{self.name}.weight", (out_features, self.in_features), self.weight, (slice(None), self.part))
+        shape, part = (self.out_features, self.in_features), (slice(None), self.part)
+        yield from self.weight.wanted(self.name, shape, rows=slice(None), part=part)
         if self.bias is not None:
-            yield WantedTensor(f"{self.name}.bias", (out_features,), self.bias, ())
+            yield WantedTensor(f"{self.name}.bias", (self.out_features,), self.bias, ())
 
     def pack(self) -> None:
         # The sum over the ranks must contain the bias once.
-        self.multiply = self.ops.linear(self.weight, self.bias if self.parallel.rank == 0 else None)
+        self.multiply = self.weight.linear(self.bias if self.parallel.rank == 0 else None)
         del self.weight, self.bias
 
     def __call__(self, hidden: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from text_gen_server.distributed import TensorParallel
+    from text_gen_server.fp8_config import Fp8Config
     from text_gen_server.ops.interface import Ops
 
 
@@ -24,6 +25,7 @@ class Placement:
     dtype: torch.dtype
     device: torch.device
     ops: Ops
+    fp8: Fp8Config | None = None  # which linear layers the checkpoint has in fp8
 
     def empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.dtype, device=self.device)

@@ -39,7 +39,7 @@ def load_model(
 
     ValueError if the model cannot be split over the ranks, and one with every mismatch if the weights do not fit it.
     """
-    placement = Placement(tensor_parallel, dtype, device, ops)
+    placement = Placement(tensor_parallel, dtype, device, ops, config.fp8)
     model: CausalLM = FAMILIES[config.architecture](config, placement, attention)
     # A second copy of tied embeddings is often left in the files.
     ignored = frozenset({"lm_head.weight"}) if config.tie_word_embeddings else frozenset()

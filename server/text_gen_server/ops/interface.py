@@ -8,12 +8,13 @@ after loading, and answers with what multiplies by it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from text_gen_server.fp8_config import KVScales
     from text_gen_server.sampling.summary import Summary
 
 
@@ -69,6 +70,15 @@ class HeadNorm:
     epsilon: float
 
 
+@dataclass(frozen=True)
+class Fp8Weight:
+    """A weight that the checkpoint has in eight bits: a row stands for its numbers times its scale."""
+
+    values: Tensor  # [out, in] float8_e4m3fn
+    scales: Tensor  # [out] float32
+    input_scale: Tensor | None  # [] float32, what activations are divided by before they are rounded; None: each token's own
+
+
 class Ops(Protocol):
     @property
     def name(self) -> str: ...
@@ -107,3 +117,19 @@ class Ops(Protocol):
 
     def summarize(self, logits: Tensor) -> Summary:
         """See `sampling.summary.Summarize`."""
+
+
+@runtime_checkable
+class Fp8Ops(Ops, Protocol):
+    """Operations that multiply in fp8, for which they round activations on their way in, and that keep K/V in fp8."""
+
+    def fp8_linear(self, weight: Fp8Weight, bias: Tensor | None) -> Linear:
+        """bias: [out]"""
+
+    def fp8_gated(self, weight: Fp8Weight, bias: Tensor | None) -> Linear:
+        """As `gated`, with a weight in fp8."""
+
+    def rotate_and_write_fp8(
+        self, heads: Tensor, step: StepPositions, slots: tuple[Tensor, Tensor], scales: KVScales, norm: HeadNorm | None
+    ) -> Tensor:
+        """As `rotate_and_write`, to key and value slots in fp8: numbers are divided by the scales and cut to the range."""

@@ -88,3 +88,11 @@ def _attend_row(query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Te
         is_seen &= key_position > query_position - scores.sliding_window
     weights = score.masked_fill(~is_seen, float("-inf")).softmax(dim=-1)
     return torch.einsum("hqk,khd->qhd", weights, value).to(query.dtype)
+
+
+def quantize_rows(rows: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """See `quantize.quantize_rows`."""
+    largest = rows.abs().amax(-1, keepdim=True).float()
+    used = (largest / 448.0).clamp(min=1e-12) if scale is None else scale.expand_as(largest)
+    values = (rows.float() / used).clamp(-448.0, 448.0).to(torch.float8_e4m3fn)
+    return values, used.where(largest.isfinite(), float("nan"))
