@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from text_gen_server.fp8_config import KVScales
     from text_gen_server.ops.fp8 import Fp8Math
-    from text_gen_server.ops.interface import Fp8Weight, Linear, Norm, StepPositions, Vocabulary
+    from text_gen_server.ops.interface import CosSin, Fp8Weight, Linear, Norm, Rotation, StepPositions, Vocabulary
     from text_gen_server.sampling.summary import Summary
 
 
@@ -72,6 +72,9 @@ class TritonOps:
 
     def head_norm(self, weight: Tensor, epsilon: float) -> HeadNorm:
         return HeadNorm(weight.contiguous(), epsilon)
+
+    def rotation(self, cos_sin: CosSin, *, num_positions: int, head_dim: int) -> Rotation:  # noqa: ARG002
+        return partial(cos_sin, dtype=self.activation_dtype)
 
     def rotate_and_write(
         self, heads: Tensor, step: StepPositions, key_slots: Tensor, value_slots: Tensor, norm: HeadNorm | None
