@@ -4,6 +4,7 @@
 pub mod attention;
 pub mod bf16;
 pub mod buffer;
+pub mod draw;
 pub mod ffi;
 pub mod linear;
 pub mod packed;

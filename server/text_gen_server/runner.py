@@ -109,7 +109,7 @@ class Runner:
         """
         if not mirrors:
             return {}
-        samples = sample(logits, batch.sampling_rows, masks, self.ops.summarize) if logits is not None else None
+        samples = sample(logits, batch.sampling_rows, masks, self.ops.summarize, self.ops.draw) if logits is not None else None
         token_ids = samples.token_ids if samples is not None else torch.empty_like(batch.sample_idx)
         self.tensor_parallel.broadcast_from_rank0(token_ids)
         # Device sync: the next plan may build on these tokens before the router has seen them.

@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
     from torch import Tensor
 
+    from text_gen_server.sampling.processors import SamplingRow
     from text_gen_server.sampling.summary import Summary
 
 
@@ -107,3 +110,6 @@ class Ops(Protocol):
 
     def summarize(self, logits: Tensor) -> Summary:
         """See `sampling.summary.Summarize`."""
+
+    def draw(self, logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+        """See `sampling.sampler.draw`."""
