@@ -9,6 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::attention::{self, Attend};
 use crate::buffer::Scratch;
+use crate::draw::{self, Draw};
 use crate::linear::{self, Activations};
 use crate::packed::{Packed, Shape, Source, WeightFormat};
 use crate::pointwise::{self, Normalize, Rotate};
@@ -145,6 +146,11 @@ pub unsafe extern "C" fn tgk_attend(attend: *const Attend) {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tgk_summarize(summarize: *const Summarize) {
     unsafe { summary::summarize(&mut pool::lock(), *summarize) };
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tgk_draw(draw: *const Draw) {
+    unsafe { draw::draw(&mut pool::lock(), *draw) };
 }
 
 #[unsafe(no_mangle)]

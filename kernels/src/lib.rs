@@ -5,6 +5,7 @@ pub mod attention;
 pub mod bf16;
 pub mod buffer;
 pub mod compact;
+pub mod draw;
 pub mod ffi;
 pub mod kv_layout;
 pub mod linear;

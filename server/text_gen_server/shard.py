@@ -233,7 +233,7 @@ class Shard:
             tensor_parallel=self.tensor_parallel,
             limits=replace(limits, num_blocks=num_blocks),
             device=self.device,
-            sample=choose_sampler(self.device, self.ops.summarize),
+            sample=choose_sampler(self.device, self.ops.summarize, self.ops.draw),
         )
 
     def _driven_model(self, kv_cache: KVCache, limits: PlanLimits) -> CausalLM:

@@ -10,11 +10,11 @@ import torch
 from runtime.fakes import FakeRouter, token_of
 from text_gen_server import shard as shard_module
 from text_gen_server.config import load_model_config
+from text_gen_server.ops.pytorch import PyTorchOps
 from text_gen_server.plan import RowResult, SampledToken, SamplingParameters, StepPlan
 from text_gen_server.sampling import fused
 from text_gen_server.sampling.choose import choose_sampler
 from text_gen_server.sampling.sampler import Sample, sample
-from text_gen_server.sampling.summary import summarize
 from text_gen_server.shard import PrepareParameters, Shard, ShardOptions
 from tiny_models import write_model
 
@@ -74,7 +74,8 @@ def test_all_kinds_of_rows_are_answered_alike(folder: Path, monkeypatch: pytest.
 
 
 def test_kernels_sample_on_a_gpu_and_pytorch_elsewhere() -> None:
-    assert choose_sampler(torch.device("cuda", 0), summarize) is fused.sample
-    chosen = choose_sampler(CPU, summarize)
+    ops = PyTorchOps(torch.float32)
+    assert choose_sampler(torch.device("cuda", 0), ops.summarize, ops.draw) is fused.sample
+    chosen = choose_sampler(CPU, ops.summarize, ops.draw)
     assert isinstance(chosen, partial)
-    assert (chosen.func, chosen.keywords) == (sample, {"summarize": summarize})
+    assert (chosen.func, chosen.keywords) == (sample, {"summarize": ops.summarize, "draw": ops.draw})

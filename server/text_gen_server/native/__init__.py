@@ -92,6 +92,19 @@ class Summarize(ctypes.Structure):
     ]
 
 
+class Draw(ctypes.Structure):
+    """`draw::Draw`"""
+
+    _fields_ = [
+        ("logits", c_void_p),
+        ("stride", c_size_t),
+        ("num_rows", c_size_t),
+        ("size", c_size_t),
+        ("parameters", c_void_p),
+        ("token_ids", c_void_p),
+    ]
+
+
 class LookUp(ctypes.Structure):
     """`table::LookUp`"""
 
@@ -129,6 +142,7 @@ _FUNCTIONS = {
     "tgk_rotate_and_write": ([c_void_p], None),
     "tgk_attend": ([c_void_p], None),
     "tgk_summarize": ([c_void_p], None),
+    "tgk_draw": ([c_void_p], None),
     "tgk_look_up": ([c_void_p], None),
     "tgk_program_new": ([], c_void_p),
     "tgk_program_free": ([c_void_p], None),

@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
     from torch import Tensor
 
     from text_gen_server.fp8_config import KVScales
+    from text_gen_server.sampling.processors import SamplingRow
     from text_gen_server.sampling.summary import Summary
 
 
@@ -117,6 +120,9 @@ class Ops(Protocol):
 
     def summarize(self, logits: Tensor) -> Summary:
         """See `sampling.summary.Summarize`."""
+
+    def draw(self, logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+        """See `sampling.sampler.draw`."""
 
 
 @runtime_checkable

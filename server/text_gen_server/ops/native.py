@@ -17,13 +17,17 @@ import torch
 
 from text_gen_server import native
 from text_gen_server.native.kernels import kernels
+from text_gen_server.ops import native_draw
 from text_gen_server.ops.interface import HeadNorm
 from text_gen_server.sampling.summary import Summary
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from text_gen_server.ops.interface import CosSin, Linear, Norm, Rotation, StepPositions, Vocabulary
+    from text_gen_server.sampling.processors import SamplingRow
 
 
 PANEL = 32  # output columns that the kernels compute together
@@ -56,6 +60,9 @@ class NativeOps:
 
     def head_norm(self, weight: Tensor, epsilon: float) -> HeadNorm:
         return HeadNorm(weight.float().contiguous(), epsilon)
+
+    def draw(self, logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+        return native_draw.draw(logits, rows)
 
     def rotation(self, cos_sin: CosSin, *, num_positions: int, head_dim: int) -> Rotation:
         return NativeRotation(cos_sin, num_positions, head_dim)

@@ -9,12 +9,16 @@ import torch
 import torch.nn.functional as F
 
 from text_gen_server.ops.interface import HeadNorm
+from text_gen_server.sampling import sampler
 from text_gen_server.sampling.summary import summarize
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from text_gen_server.ops.interface import CosSin, Linear, Norm, Rotation, StepPositions, Vocabulary
+    from text_gen_server.sampling.processors import SamplingRow
     from text_gen_server.sampling.summary import Summary
 
 
@@ -48,6 +52,9 @@ class PyTorchOps:
 
     def head_norm(self, weight: Tensor, epsilon: float) -> HeadNorm:
         return HeadNorm(weight, epsilon)
+
+    def draw(self, logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+        return sampler.draw(logits, rows)
 
     def rotation(self, cos_sin: CosSin, *, num_positions: int, head_dim: int) -> Rotation:  # noqa: ARG002
         return partial(cos_sin, dtype=self.activation_dtype)

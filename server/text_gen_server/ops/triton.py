@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from text_gen_server.ops import fp8
 from text_gen_server.ops.interface import HeadNorm
 from text_gen_server.ops.pytorch import PyTorchVocabulary
+from text_gen_server.sampling import sampler
 from text_gen_server.sampling.summary import summarize
 from text_gen_server.triton_kernels import rotary
 from text_gen_server.triton_kernels.activation import silu_mul
@@ -21,12 +22,15 @@ from text_gen_server.triton_kernels.norm import add_rms_norm, rms_norm
 from text_gen_server.triton_kernels.paged_attention import PagedKV
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
     from torch import Tensor
 
     from text_gen_server.fp8_config import KVScales
     from text_gen_server.ops.fp8 import Fp8Math
     from text_gen_server.ops.interface import CosSin, Fp8Weight, Linear, Norm, Rotation, StepPositions, Vocabulary
+    from text_gen_server.sampling.processors import SamplingRow
     from text_gen_server.sampling.summary import Summary
 
 
@@ -88,6 +92,9 @@ class TritonOps:
 
     def summarize(self, logits: Tensor) -> Summary:
         return summarize(logits)
+
+    def draw(self, logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+        return sampler.draw(logits, rows)
 
 
 def _gated(multiply: Linear) -> Linear:

@@ -11,17 +11,17 @@ from text_gen_server.sampling import sampler
 if TYPE_CHECKING:
     import torch
 
-    from text_gen_server.sampling.sampler import Sample
+    from text_gen_server.sampling.sampler import Draw, Sample
     from text_gen_server.sampling.summary import Summarize
 
 
-def choose_sampler(device: torch.device, summarize: Summarize) -> Sample:
+def choose_sampler(device: torch.device, summarize: Summarize, draw: Draw) -> Sample:
     """Our Triton kernels on a GPU that has Triton, PyTorch elsewhere.
 
-    summarize: how the operations of `device` summarize logits, where the sampler leaves that to them
+    summarize, draw: by the operations of `device`, where the sampler leaves that to them
     """
     if device.type == "cuda" and importlib.util.find_spec("triton") is not None:
         from text_gen_server.sampling import fused
 
         return fused.sample
-    return partial(sampler.sample, summarize=summarize)
+    return partial(sampler.sample, summarize=summarize, draw=draw)

@@ -28,6 +28,33 @@ class Samples:
     top_logprobs: Tensor  # [N, K] float32; minus infinity where a mask allows fewer than K
 
 
+class Draw(Protocol):
+    def __call__(self, logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+        """See `draw`."""
+
+
+def draw(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    """[n] int64, by inverting the cumulative distribution over the vocabulary in the order of its ids.
+
+    logits: [n, V] float32, minus infinity where a token cannot be drawn
+    """
+    device = logits.device
+    probabilities = filter_logits(logits, [row.parameters for row in rows]).softmax(-1)
+    # On a CPU a float32 running sum is carried in float64 anyway; elsewhere it is a tree of sums and needs the width.
+    cumulative = probabilities.cumsum(-1, dtype=torch.float32 if device.type == "cpu" else torch.float64)
+    seeds = torch.tensor([to_signed(row.parameters.seed) for row in rows], device=device)
+    positions = torch.tensor([row.position for row in rows], device=device)
+    total = cumulative[:, -1]
+    # Rounding must not lift the target to the total, which nothing is above.
+    target = torch.minimum((uniform(seeds, positions) * total).to(cumulative.dtype), total.nextafter(torch.zeros_like(total)))
+    token_ids = torch.searchsorted(cumulative, target.unsqueeze(1), right=True).clamp_(max=logits.shape[-1] - 1)
+    if device.type == "cpu":
+        return token_ids.squeeze(1)
+    # A parallel running sum need not be flat where a probability is 0; a token that was filtered out is never drawn.
+    is_possible = probabilities.gather(-1, token_ids) > 0
+    return torch.where(is_possible, token_ids, probabilities.argmax(-1, keepdim=True)).squeeze(1)
+
+
 class Sample(Protocol):
     """A sampler: see `sample`. Which one is used is chosen once at start (`choose.py`)."""
 
@@ -39,6 +66,7 @@ def sample(
     rows: Sequence[SamplingRow],
     masks: Mapping[int, bytes] | None = None,
     summarize: Summarize = summarize_by_pytorch,
+    draw: Draw = draw,
 ) -> Samples:
     """Draws the next token of each row; the most likely one where a row does not sample (the first, of equals).
 
@@ -55,7 +83,8 @@ def sample(
     drawn = [n for n, row in enumerate(rows) if row.parameters.do_sample]
     if drawn:
         index = torch.tensor(drawn, device=logits.device)
-        token_ids[index] = _draw(processed[index], [rows[n] for n in drawn])
+        part = processed if len(drawn) == len(rows) else processed[index]
+        token_ids[index] = draw(part, [rows[n] for n in drawn])
     token_ids = token_ids.masked_fill_(~is_finite, 0)
     normalizer = summary.log_normalizer.unsqueeze(1)
     num_top_tokens = max(row.parameters.num_top_tokens for row in rows)
@@ -85,22 +114,3 @@ def most_likely(logits: Tensor, count: int) -> Tensor:
     ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(torch.int64)
     keys = (ordered << 32) + torch.arange(vocab_size - 1, -1, -1, device=logits.device)
     return vocab_size - 1 - (keys.topk(count).values & 0xFFFFFFFF)
-
-
-def _draw(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
-    """[n] int64, by inverting the cumulative distribution over the vocabulary in the order of its ids."""
-    device = logits.device
-    probabilities = filter_logits(logits, [row.parameters for row in rows]).softmax(-1)
-    # On a CPU a float32 running sum is carried in float64 anyway; elsewhere it is a tree of sums and needs the width.
-    cumulative = probabilities.cumsum(-1, dtype=torch.float32 if device.type == "cpu" else torch.float64)
-    seeds = torch.tensor([to_signed(row.parameters.seed) for row in rows], device=device)
-    positions = torch.tensor([row.position for row in rows], device=device)
-    total = cumulative[:, -1]
-    # Rounding must not lift the target to the total, which nothing is above.
-    target = torch.minimum((uniform(seeds, positions) * total).to(cumulative.dtype), total.nextafter(torch.zeros_like(total)))
-    token_ids = torch.searchsorted(cumulative, target.unsqueeze(1), right=True).clamp_(max=logits.shape[-1] - 1)
-    if device.type == "cpu":
-        return token_ids.squeeze(1)
-    # A parallel running sum need not be flat where a probability is 0; a token that was filtered out is never drawn.
-    is_possible = probabilities.gather(-1, token_ids) > 0
-    return torch.where(is_possible, token_ids, probabilities.argmax(-1, keepdim=True)).squeeze(1)
