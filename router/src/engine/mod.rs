@@ -8,6 +8,7 @@ mod step_loop;
 mod constraints;
 mod metrics;
 mod sequences;
+mod trace;
 
 use std::future::poll_fn;
 use std::sync::{Arc, OnceLock};
