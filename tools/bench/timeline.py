@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import signal
 import statistics
 import subprocess
 import sys
@@ -164,6 +165,7 @@ async def send_arrivals(url: str, prompts: PromptMaker) -> dict[str, float]:
 
 def main() -> None:
     arguments = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the programs are stopped
     vocabulary = words(SHAPES["135m"])
     with tempfile.TemporaryDirectory() as name, server(arguments, Path(name)) as (url, log):
         asyncio.run(send_streams(url, PromptMaker(vocabulary, 1), 2, 20))
