@@ -3,12 +3,12 @@
 //! Down once, up once: nothing re-enters a stage. Dropping a `GenerationStream` cancels its sequences and gives back its permits;
 //! a sequence whose text ended at a stop string is cancelled the same way.
 
-use std::pin::Pin;
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use futures::stream::{SelectAll, Stream, StreamExt, unfold};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::engine::{EngineError, EngineHandle, TokenEvent, TokenStream};
@@ -64,11 +64,19 @@ pub struct GenerationStream {
     pub seeds: Vec<Option<u64>>,
     pub validation_time: Duration,
     pub submitted_at: Instant,
-    sequences: SelectAll<SequenceStream>,
+    /// Those that have not ended.
+    sequences: Vec<RunningSequence>,
+    /// The next one that is asked first.
+    turn: usize,
     _permits: OwnedSemaphorePermit,
 }
 
-type SequenceStream = Pin<Box<dyn Stream<Item = (usize, Result<Progress, GenerateError>)> + Send>>;
+/// One sequence from its tokens to its text.
+struct RunningSequence {
+    idx: usize,
+    tokens: TokenStream,
+    text: SequenceText,
+}
 
 impl Generator {
     /// `vocab_size` is the model's: every token id that reaches the engine is below it.
@@ -110,7 +118,7 @@ impl Generator {
         let validation_time = started.elapsed();
 
         let submitted_at = Instant::now();
-        let mut sequences = SelectAll::new();
+        let mut sequences = Vec::with_capacity(valid.num_sequences);
         for idx in 0..valid.num_sequences {
             let sequence = valid.sequence(idx, tenant.cache_salt);
             let tokens = self.engine.submit(sequence, valid.take_constraint(idx))?;
@@ -119,7 +127,7 @@ impl Generator {
             let format = valid.message_format.clone();
             let keep = valid.keep_stop_text;
             let text = SequenceText::new(tokenizer, &valid.prompt_ids, stop, keep, format);
-            sequences.push(follow(idx, tokens, text));
+            sequences.push(RunningSequence { idx, tokens, text });
         }
         Ok(GenerationStream {
             seeds: (0..valid.num_sequences)
@@ -131,6 +139,7 @@ impl Generator {
             validation_time,
             submitted_at,
             sequences,
+            turn: 0,
             _permits: permits,
         })
     }
@@ -178,40 +187,59 @@ impl Generator {
 impl GenerationStream {
     /// The next progress of any sequence; `None` after the last. An error of one sequence ends the request.
     pub async fn next(&mut self) -> Option<Result<(usize, Progress), GenerateError>> {
-        match self.sequences.next().await? {
-            (idx, Ok(progress)) => Some(Ok((idx, progress))),
-            (_, Err(error)) => {
-                self.sequences.clear();
-                Some(Err(error))
+        poll_fn(|context| self.poll_next(context)).await
+    }
+
+    /// As `next`. The sequences take turns.
+    pub fn poll_next(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<(usize, Progress), GenerateError>>> {
+        let num_sequences = self.sequences.len();
+        if num_sequences == 0 {
+            return Poll::Ready(None);
+        }
+        for _ in 0..num_sequences {
+            self.turn %= num_sequences;
+            let at = self.turn;
+            self.turn += 1;
+            let sequence = &mut self.sequences[at];
+            if let Poll::Ready(progress) = sequence.poll_next(context) {
+                let idx = sequence.idx;
+                match &progress {
+                    Ok(Progress::Text(delta)) if delta.finish.is_some() => {
+                        self.sequences.remove(at);
+                    }
+                    Ok(_) => {}
+                    Err(_) => self.sequences.clear(),
+                }
+                return Poll::Ready(Some(progress.map(|progress| (idx, progress))));
             }
         }
+        Poll::Pending
     }
 }
 
-/// One sequence from its tokens to its text. The token stream is dropped, which cancels the sequence, as soon as the text ends.
-fn follow(idx: usize, tokens: TokenStream, text: SequenceText) -> SequenceStream {
-    let sequence = unfold(Some((tokens, text)), move |running| async move {
-        let (mut tokens, mut text) = running?;
-        let progress = match tokens.next().await {
-            None => return Some(((idx, Err(GenerateError::Incomplete)), None)),
-            Some(TokenEvent::Failed(error)) => return Some(((idx, Err(error.into())), None)),
+impl RunningSequence {
+    /// After the last text there must be no other call. Drop it then, which cancels the sequence if it goes on.
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<Progress, GenerateError>> {
+        self.tokens.poll_next(context).map(|event| match event {
+            None => Err(GenerateError::Incomplete),
+            Some(TokenEvent::Failed(error)) => Err(error.into()),
             Some(TokenEvent::Admitted {
                 at,
                 num_cached_tokens,
-            }) => Progress::Admitted {
+            }) => Ok(Progress::Admitted {
                 at,
                 num_cached_tokens,
-            },
-            Some(TokenEvent::PromptLogprobs(logprobs)) => Progress::PromptLogprobs(logprobs),
+            }),
+            Some(TokenEvent::PromptLogprobs(logprobs)) => Ok(Progress::PromptLogprobs(logprobs)),
             Some(TokenEvent::Token {
                 token,
                 finish_reason,
-            }) => Progress::Text(text.push(token, finish_reason)),
-        };
-        let ended = matches!(&progress, Progress::Text(delta) if delta.finish.is_some());
-        Some(((idx, Ok(progress)), (!ended).then_some((tokens, text))))
-    });
-    sequence.boxed()
+            }) => Ok(Progress::Text(self.text.push(token, finish_reason))),
+        })
+    }
 }
 
 impl From<InputError> for GenerateError {

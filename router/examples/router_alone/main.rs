@@ -5,6 +5,7 @@
 //! figures depend on the machine.
 
 mod clients;
+mod relay;
 mod router;
 mod shard;
 
@@ -27,8 +28,10 @@ const OPEN_STREAMS: u32 = 400;
 
 fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args_os().skip(1);
-    if arguments.next().is_some_and(|first| first == router::ROLE) {
-        return router::serve(arguments);
+    match arguments.next() {
+        Some(role) if role == router::ROLE => return router::serve(arguments),
+        Some(role) if role == relay::ROLE => return relay::serve(arguments),
+        _ => {}
     }
     router::leave_first_cpu()?;
     let runtime = Builder::new_multi_thread().enable_all().build()?;
@@ -45,6 +48,11 @@ async fn measure() -> anyhow::Result<()> {
 
     for streams in LATENCY_STREAMS {
         latency(&router, &shard, streams).await?;
+        let socket = folder.path().join(format!("relay-{streams}"));
+        let taken = relay::run(socket, streams, LATENCY_TOKENS, LATENCY_STEP).await?;
+        println!("       the same way without a router:");
+        print_times("result to event, ms", taken.times);
+        print_cpu(taken.cpu, streams);
     }
     for streams in FAST_STREAMS {
         throughput(&router, &shard, streams).await?;
@@ -59,7 +67,9 @@ async fn latency(
     streams: u32,
 ) -> anyhow::Result<()> {
     shard.set_step(LATENCY_STEP);
+    let cpu = router.cpu_time()?;
     let answers = answers(router, shard, streams, LATENCY_TOKENS).await?;
+    let cpu = router.cpu_time()? - cpu;
     let marks = shard.take_marks();
     let (mut tokens, mut requests) = (Vec::new(), Vec::new());
     for (answer, marks) in answers.iter().zip(marks) {
@@ -72,6 +82,7 @@ async fn latency(
     print_times("result to event, ms", tokens);
     print_times("request to plan, ms", requests);
     print_times("end of a step to the next plan, ms", shard.take_waits());
+    print_cpu(cpu, streams);
     Ok(())
 }
 
@@ -139,4 +150,12 @@ fn print_times(what: &str, mut times: Vec<Duration>) {
         times[idx].as_secs_f64() * 1e3
     };
     println!("       {what}: p50 {:.3}, p99 {:.3}", at(50), at(99));
+}
+
+fn print_cpu(cpu: Duration, streams: u32) {
+    let step = cpu.as_secs_f64() * 1e6 / f64::from(LATENCY_TOKENS);
+    println!(
+        "       CPU: {step:.0} us a step, {:.1} us a token",
+        step / f64::from(streams)
+    );
 }

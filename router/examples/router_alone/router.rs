@@ -20,8 +20,6 @@ use tokio::sync::mpsc;
 pub const ROLE: &str = "serve";
 pub const MAX_NEW_TOKENS: u32 = 4000;
 const START_DEADLINE: Duration = Duration::from_secs(60);
-/// Of `/proc`; the same on every Linux that Rust's standard library supports.
-const TICKS_PER_SECOND: u64 = 100;
 
 /// Serves as `text-gen-router` does, until it is killed.
 pub fn serve(arguments: impl Iterator<Item = OsString>) -> anyhow::Result<()> {
@@ -131,13 +129,8 @@ impl RouterProcess {
         Ok(number.context("no RssAnon")?.parse()?)
     }
 
-    /// Of all its threads.
     pub fn cpu_time(&self) -> anyhow::Result<Duration> {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        let (_, fields) = stat.rsplit_once(')').context("no name")?;
-        let fields: Vec<&str> = fields.split_whitespace().collect();
-        let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
-        Ok(Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND))
+        cpu_time(self.child.id())
     }
 }
 
@@ -146,4 +139,17 @@ impl Drop for RouterProcess {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Of all threads of a process.
+pub fn cpu_time(pid: u32) -> anyhow::Result<Duration> {
+    let mut nanoseconds = 0;
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        // One that has just ended took next to nothing.
+        if let Ok(times) = fs::read_to_string(thread?.path().join("schedstat")) {
+            let on_cpu = times.split_whitespace().next().context("no time")?;
+            nanoseconds += on_cpu.parse::<u64>()?;
+        }
+    }
+    Ok(Duration::from_nanos(nanoseconds))
 }

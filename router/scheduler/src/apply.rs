@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::plan::{RowOutcome, RowResult, SequenceId, StepResult};
 use crate::schedule::{IssuedPlan, IssuedRow};
-use crate::{ProtocolError, Scheduler, SequenceEvent};
+use crate::{Forecast, ProtocolError, Scheduler, SequenceEvent};
 
 impl Scheduler {
     /// Takes the result of the oldest outstanding plan. Events come in row order; sequences that ended meanwhile have none.
@@ -34,6 +34,17 @@ impl Scheduler {
         {
             self.step_times.observe(issued.shape, time.as_secs_f64());
         }
+    }
+
+    /// What the oldest outstanding plan computes, and how long that is foreseen to take; for logs.
+    pub fn forecast(&self) -> Option<Forecast> {
+        let shape = self.outstanding.front()?.shape;
+        let foreseen = self.step_times.foresee(shape);
+        Some(Forecast {
+            num_decode_rows: shape.num_decode_rows,
+            num_prefill_tokens: shape.num_prefill_tokens,
+            foreseen: foreseen.map(Duration::from_secs_f64),
+        })
     }
 
     fn matching_plan(&self, result: &StepResult) -> Result<&IssuedPlan, ProtocolError> {

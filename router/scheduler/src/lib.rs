@@ -74,6 +74,7 @@ mod tests;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use blocks::BlockPool;
 use plan::{RowError, SampledToken, SamplingParameters, SequenceId, TokenId};
@@ -242,6 +243,15 @@ impl fmt::Display for ProtocolError {
 }
 
 impl std::error::Error for ProtocolError {}
+
+/// An outstanding step.
+#[derive(Clone, Copy, Debug)]
+pub struct Forecast {
+    pub num_decode_rows: usize,
+    pub num_prefill_tokens: usize,
+    /// `None`: too little was observed so far.
+    pub foreseen: Option<Duration>,
+}
 
 /// Gauges of this moment, and totals since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -88,6 +88,19 @@ impl StepTimes {
         }
     }
 
+    /// How long such a step will take, as far as is known.
+    pub(crate) fn foresee(&self, shape: StepShape) -> Option<f64> {
+        let decode = match shape.num_decode_rows {
+            0 => 0.0,
+            rows => self.decode_secs(rows)?,
+        };
+        let prefill = match shape.num_prefill_tokens {
+            0 => 0.0,
+            tokens => self.cost()?.predict(tokens as f64, shape.num_prefill_pairs),
+        };
+        Some(decode + prefill)
+    }
+
     /// What the next step may have, in which so many rows decode while so many sequences wait for prefill. Where more wait than
     /// decode, the few bear more, for the sake of the many.
     pub(crate) fn room(&mut self, num_decode_rows: usize, num_waiting: usize) -> Room {

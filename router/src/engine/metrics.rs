@@ -46,7 +46,7 @@ struct MethodMetrics {
 
 /// A plan that the shards have not answered.
 pub(super) struct SentPlan {
-    sent_at: Instant,
+    pub(super) sent_at: Instant,
     is_prefill: bool,
     /// Nothing to compute; not an inference.
     only_forgets: bool,

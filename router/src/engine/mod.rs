@@ -8,8 +8,11 @@ mod step_loop;
 mod constraints;
 mod metrics;
 mod sequences;
+mod trace;
 
+use std::future::poll_fn;
 use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use scheduler::plan::SampledToken;
@@ -194,13 +197,18 @@ pub struct TokenStream {
 impl TokenStream {
     /// The next event; `None` after the last one.
     pub async fn next(&mut self) -> Option<TokenEvent> {
-        let event = self.receiver.recv().await;
+        poll_fn(|context| self.poll_next(context)).await
+    }
+
+    /// As `next`.
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<TokenEvent>> {
+        let event = ready!(self.receiver.poll_recv(context));
         self.ended = match &event {
             Some(TokenEvent::Token { finish_reason, .. }) => finish_reason.is_some(),
             Some(TokenEvent::Failed(_)) | None => true,
             Some(_) => false,
         };
-        event
+        Poll::Ready(event)
     }
 }
 

@@ -18,6 +18,7 @@ use tokio::time::sleep_until;
 use super::constraints::{Constraints, LateMask, Pushed};
 use super::metrics::{EngineMetrics, SentPlan};
 use super::sequences::OpenSequences;
+use super::trace::StepTrace;
 use super::{EngineError, EngineHandle, Progress, Shared, Submission, TokenEvent};
 use crate::shard::{RunStreams, ShardStep};
 
@@ -35,6 +36,7 @@ pub struct StepLoop {
     outstanding: VecDeque<SentPlan>,
     next_id: u64,
     metrics: EngineMetrics,
+    trace: StepTrace,
     shared: Arc<Shared>,
 }
 
@@ -55,6 +57,7 @@ impl StepLoop {
             outstanding: VecDeque::new(),
             next_id: 0,
             metrics: EngineMetrics::register(),
+            trace: StepTrace::default(),
             shared: Arc::clone(&handle.shared),
         };
         (handle, step_loop)
@@ -126,6 +129,7 @@ impl StepLoop {
     /// Takes the step into account and hands every sequence what it meant for it.
     fn apply(&mut self, step: ShardStep) -> Result<(), EngineError> {
         let received_at = Instant::now();
+        self.trace(&step, received_at);
         self.scheduler.observe(step.result.step_id, step.compute);
         let events = self.scheduler.apply(step.result).map_err(lost)?;
         let applied_at = Instant::now();
@@ -138,6 +142,15 @@ impl StepLoop {
                 .step_done(&plan, step.compute, received_at, applied_at);
         }
         Ok(())
+    }
+
+    fn trace(&self, step: &ShardStep, received_at: Instant) {
+        if StepTrace::is_wanted()
+            && let Some(plan) = self.outstanding.front()
+            && let Some(forecast) = self.scheduler.forecast()
+        {
+            self.trace.step(step, &forecast, plan.sent_at, received_at);
+        }
     }
 
     /// What the event means for the tokens that its sequence may have next.

@@ -1,10 +1,12 @@
 //! The answer of one request on its way to a route: started, measured, and either read step by step or collected.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
-use futures::stream::{BoxStream, StreamExt, unfold};
+use futures::stream::{BoxStream, Stream, StreamExt};
 
 use super::App;
 use super::errors::ApiError;
@@ -65,7 +67,7 @@ pub async fn start(app: &App, request: Request) -> Result<Answer, ApiError> {
                 prompt_ids: stream.prompt_ids.clone(),
                 prompt_chars: stream.prompt_chars,
                 seeds: stream.seeds.clone(),
-                steps: steps(Running::new(stream, metrics)),
+                steps: Running::new(stream, metrics).boxed(),
             })
         }
         Err(error) => {
@@ -82,6 +84,7 @@ struct Running {
     started: Instant,
     admitted: Option<Instant>,
     usage: Usage,
+    ended: bool,
 }
 
 impl Running {
@@ -96,6 +99,7 @@ impl Running {
             },
             stream,
             metrics,
+            ended: false,
         }
     }
 
@@ -128,23 +132,29 @@ impl Running {
     }
 }
 
-fn steps(running: Running) -> BoxStream<'static, Result<Step, ApiError>> {
-    unfold(Some(running), |running| async move {
-        let mut running = running?;
-        Some(match running.stream.next().await {
+impl Stream for Running {
+    type Item = Result<Step, ApiError>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        if this.ended {
+            return Poll::Ready(None);
+        }
+        let step = match ready!(this.stream.poll_next(context)) {
             Some(Ok((idx, progress))) => {
-                running.saw(idx, &progress);
-                (Ok(Step::Progress(idx, progress)), Some(running))
+                this.saw(idx, &progress);
+                return Poll::Ready(Some(Ok(Step::Progress(idx, progress))));
             }
             Some(Err(error)) => {
                 let error = ApiError::from(error);
-                running.metrics.failed(&error);
-                (Err(error), None)
+                this.metrics.failed(&error);
+                Err(error)
             }
-            None => (Ok(Step::Done(running.finished())), None),
-        })
-    })
-    .boxed()
+            None => Ok(Step::Done(this.finished())),
+        };
+        this.ended = true;
+        Poll::Ready(Some(step))
+    }
 }
 
 /// A whole answer.

@@ -4,7 +4,6 @@ use std::collections::HashSet;
 
 use axum::Json;
 use axum::http::HeaderMap;
-use axum::response::sse::Event;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -19,7 +18,7 @@ use super::openai_errors::Reader;
 use super::openapi::TAG;
 use super::openapi::described::{ChatCompletionDelta, OutputMessage, StopReason};
 use super::openapi::refusals::OfGenerations;
-use super::sse::{self, EventWriter};
+use super::sse::{self, EventBuffer, EventWriter};
 use super::{App, Ready, metrics};
 use crate::generation::Progress;
 use crate::input::ValidationError;
@@ -251,9 +250,14 @@ struct ChatWriter {
 }
 
 impl ChatWriter {
-    fn chunk(&self, choices: Vec<ChunkChoice>, usage: Option<Usage>) -> Event {
+    fn write_chunk(
+        &self,
+        choices: Vec<ChunkChoice>,
+        usage: Option<Usage>,
+        events: &mut EventBuffer,
+    ) {
         let identity = &self.form.identity;
-        sse::event(&Chunk {
+        events.push(&Chunk {
             object: "chat.completion.chunk",
             id: &identity.id,
             created: identity.created,
@@ -261,7 +265,7 @@ impl ChatWriter {
             system_fingerprint: SYSTEM_FINGERPRINT,
             choices,
             usage,
-        })
+        });
     }
 
     fn choice(&mut self, index: usize, delta: TextDelta) -> Option<ChunkChoice> {
@@ -286,27 +290,24 @@ impl ChatWriter {
 }
 
 impl EventWriter for ChatWriter {
-    fn step(&mut self, step: Step) -> Vec<Event> {
+    fn step(&mut self, step: Step, events: &mut EventBuffer) {
         match step {
             Step::Progress(index, Progress::Text(delta)) => {
-                let choice = self.choice(index, delta);
-                choice
-                    .map(|choice| self.chunk(vec![choice], None))
-                    .into_iter()
-                    .collect()
+                if let Some(choice) = self.choice(index, delta) {
+                    self.write_chunk(vec![choice], None, events);
+                }
             }
-            Step::Progress(..) => Vec::new(),
-            Step::Done(usage) if self.form.include_usage => {
-                vec![
-                    self.chunk(Vec::new(), Some(Usage::new(&usage))),
-                    sse::done(),
-                ]
+            Step::Progress(..) => {}
+            Step::Done(usage) => {
+                if self.form.include_usage {
+                    self.write_chunk(Vec::new(), Some(Usage::new(&usage)), events);
+                }
+                events.push_done();
             }
-            Step::Done(_) => vec![sse::done()],
         }
     }
 
-    fn error(&mut self, error: &ApiError) -> Event {
-        sse::event(&error.openai_event())
+    fn error(&mut self, error: &ApiError, events: &mut EventBuffer) {
+        events.push(&error.openai_event());
     }
 }

@@ -2,7 +2,6 @@
 //! usage, where clients of TGI read it.
 
 use axum::response::Response;
-use axum::response::sse::Event;
 use futures::Stream;
 use futures::stream::{BoxStream, SelectAll, StreamExt, unfold};
 use serde::Serialize;
@@ -13,7 +12,7 @@ use super::answer::{self, Answer, Step};
 use super::completions::{self, Choice, Form, Logprobs, PromptRequest};
 use super::errors::ApiError;
 use super::openai::{self, SYSTEM_FINGERPRINT, Usage};
-use super::sse::{self, EventWriter};
+use super::sse::{self, EventBuffer, EventWriter};
 use crate::generation::Progress;
 use crate::output::{Finish, TextDelta};
 
@@ -60,7 +59,12 @@ pub async fn stream(
 
 /// The steps of all prompts as they come; a sequence's index becomes its choice's. An error of one prompt ends the stream and
 /// cancels the others.
-fn merge(answers: Vec<(Answer, String)>, n: usize) -> Steps {
+fn merge(mut answers: Vec<(Answer, String)>, n: usize) -> Steps {
+    if let [_] = answers[..]
+        && let Some((answer, _)) = answers.pop()
+    {
+        return answer.steps;
+    }
     let mut all = SelectAll::new();
     for (prompt_idx, (answer, _)) in answers.into_iter().enumerate() {
         let renumbered = answer.steps.map(move |step| match step? {
@@ -117,11 +121,16 @@ impl CompletionWriter {
         }));
     }
 
-    fn chunk(&mut self, index: usize, delta: TextDelta) -> Event {
+    fn write_chunk(&mut self, index: usize, delta: TextDelta, events: &mut EventBuffer) {
         let finish_reason = delta.finish.map(openai::finish_reason);
         let usage = self.count(index, delta.finish);
         let choice = &mut self.choices[index];
-        let text = format!("{}{}", std::mem::take(&mut choice.echoed), delta.text);
+        let mut text = std::mem::take(&mut choice.echoed);
+        if text.is_empty() {
+            text = delta.text;
+        } else {
+            text.push_str(&delta.text);
+        }
         let ends_text = delta.finish == Some(Finish::EndToken);
         let logprobs = (self.form.logprobs && !ends_text).then(|| {
             let mut logprobs = Logprobs::default();
@@ -129,7 +138,7 @@ impl CompletionWriter {
             logprobs
         });
         let identity = &self.form.identity;
-        sse::event(&Chunk {
+        events.push(&Chunk {
             object: "text_completion",
             id: &identity.id,
             created: identity.created,
@@ -142,7 +151,7 @@ impl CompletionWriter {
             model: &identity.model,
             system_fingerprint: SYSTEM_FINGERPRINT,
             usage,
-        })
+        });
     }
 
     /// The prompt's usage, if this is its last token.
@@ -155,9 +164,9 @@ impl CompletionWriter {
 }
 
 impl EventWriter for CompletionWriter {
-    fn step(&mut self, step: Step) -> Vec<Event> {
+    fn step(&mut self, step: Step, events: &mut EventBuffer) {
         match step {
-            Step::Progress(index, Progress::Text(delta)) => vec![self.chunk(index, delta)],
+            Step::Progress(index, Progress::Text(delta)) => self.write_chunk(index, delta, events),
             Step::Progress(
                 index,
                 Progress::Admitted {
@@ -166,20 +175,18 @@ impl EventWriter for CompletionWriter {
             ) => {
                 let usage = &mut self.prompts[index / self.form.n].usage;
                 usage.num_cached_tokens = usage.num_cached_tokens.max(num_cached_tokens);
-                Vec::new()
             }
-            Step::Progress(..) => Vec::new(),
+            Step::Progress(..) => {}
             Step::Done(_) => {
                 self.running_prompts -= 1;
-                match self.running_prompts {
-                    0 => vec![sse::done()],
-                    _ => Vec::new(),
+                if self.running_prompts == 0 {
+                    events.push_done();
                 }
             }
         }
     }
 
-    fn error(&mut self, error: &ApiError) -> Event {
-        sse::event(&error.openai_event())
+    fn error(&mut self, error: &ApiError, events: &mut EventBuffer) {
+        events.push(&error.openai_event());
     }
 }

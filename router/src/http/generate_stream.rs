@@ -1,7 +1,6 @@
 //! The streamed form of TGI's own routes: one event for each token, the whole text with the last.
 
 use axum::response::Response;
-use axum::response::sse::Event;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -9,7 +8,7 @@ use super::answer::{self, Step};
 use super::errors::ApiError;
 use super::generate::{self, Form, GenerateBody, NativeToken};
 use super::openapi::described::FinishReason;
-use super::sse::{self, EventWriter};
+use super::sse::{self, EventBuffer, EventWriter};
 use super::{App, metrics};
 use crate::generation::Progress;
 use crate::output::TextDelta;
@@ -91,14 +90,13 @@ impl NativeWriter {
 }
 
 impl EventWriter for NativeWriter {
-    fn step(&mut self, step: Step) -> Vec<Event> {
-        match step {
-            Step::Progress(_, Progress::Text(delta)) => vec![sse::event(&self.token(delta))],
-            Step::Progress(..) | Step::Done(_) => Vec::new(),
+    fn step(&mut self, step: Step, events: &mut EventBuffer) {
+        if let Step::Progress(_, Progress::Text(delta)) = step {
+            events.push(&self.token(delta));
         }
     }
 
-    fn error(&mut self, error: &ApiError) -> Event {
-        sse::event(&error.native_event())
+    fn error(&mut self, error: &ApiError, events: &mut EventBuffer) {
+        events.push(&error.native_event());
     }
 }

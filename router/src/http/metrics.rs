@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use metrics::{counter, describe_counter, describe_histogram, histogram};
+use metrics::{Histogram, counter, describe_counter, describe_histogram, histogram};
 
 use super::answer::Usage;
 use super::errors::ApiError;
@@ -89,6 +89,8 @@ pub struct RequestMetrics {
     started: Instant,
     /// By sequence.
     last_token: Vec<Option<Instant>>,
+    /// Looked up once, not with every token.
+    inter_token: Histogram,
     num_generated_tokens: u64,
     tenant: Option<Arc<str>>,
     ended: bool,
@@ -100,6 +102,7 @@ impl RequestMetrics {
         let metrics = Self {
             started: Instant::now(),
             last_token: Vec::new(),
+            inter_token: histogram!(INTER_TOKEN),
             num_generated_tokens: 0,
             tenant: tenant.name.clone(),
             ended: false,
@@ -125,7 +128,7 @@ impl RequestMetrics {
         self.num_generated_tokens += 1;
         let now = Instant::now();
         match self.last_token[sequence_idx].replace(now) {
-            Some(last) => histogram!(INTER_TOKEN).record(now - last),
+            Some(last) => self.inter_token.record(now - last),
             None => histogram!(FIRST_TOKEN).record(now - self.started),
         }
     }

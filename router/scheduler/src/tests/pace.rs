@@ -328,3 +328,21 @@ fn an_even_pace_costs_little_throughput() {
         );
     }
 }
+
+#[test]
+fn a_forecast_is_of_the_oldest_step_without_a_result_and_says_what_such_steps_took() {
+    assert!(Clocked::new(CPU, 1).scheduler.forecast().is_none());
+    let mut clocked = Clocked::decoding(CPU, 16, 9);
+    clocked.add(2000, 4);
+    for _ in 0..20 {
+        clocked.run(1);
+        let next = clocked.waiting[0].1;
+        let forecast = clocked.scheduler.forecast().unwrap();
+        let shape = (forecast.num_decode_rows, forecast.num_prefill_tokens as u32);
+        assert_eq!(shape, (next.num_decode_rows, next.num_prefill_tokens));
+        if next.num_prefill_tokens == 0 {
+            let ratio = forecast.foreseen.unwrap().as_secs_f64() / next.secs;
+            assert!((0.9..1.1).contains(&ratio), "{ratio}");
+        }
+    }
+}

@@ -1,7 +1,6 @@
 //! A message as it grows: its blocks, the events that tell of them, and the whole of it at the end. Streamed or not, it is written by the
 //! same steps.
 
-use axum::response::sse::{Event, KeepAlive};
 use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -11,7 +10,7 @@ use super::super::blocks::{Block, BlockEvent, Blocks};
 use super::super::errors::ApiError;
 use super::super::openai;
 use super::super::openapi::described::AnthropicStopReason;
-use super::super::sse::{self, EventWriter};
+use super::super::sse::{EventBuffer, EventWriter};
 use super::errors;
 use crate::generation::Progress;
 use crate::output::{Finish, TextDelta};
@@ -126,8 +125,8 @@ impl MessageEvent {
         }
     }
 
-    fn into_sse(self) -> Event {
-        sse::named_event(self.name(), &self)
+    fn write(&self, events: &mut EventBuffer) {
+        events.push_named(self.name(), self);
     }
 }
 
@@ -337,20 +336,21 @@ fn empty_object() -> Value {
 }
 
 impl EventWriter for MessageWriter {
-    fn step(&mut self, step: Step) -> Vec<Event> {
-        let events = self.events(step).into_iter();
-        events.map(MessageEvent::into_sse).collect()
+    fn step(&mut self, step: Step, events: &mut EventBuffer) {
+        for event in self.events(step) {
+            event.write(events);
+        }
     }
 
-    fn error(&mut self, error: &ApiError) -> Event {
-        sse::named_event(
+    fn error(&mut self, error: &ApiError, events: &mut EventBuffer) {
+        events.push_named(
             "error",
             &errors::object(error.status, error.message.clone()),
-        )
+        );
     }
 
-    fn keep_alive(&self) -> KeepAlive {
-        KeepAlive::new().event(MessageEvent::Ping.into_sse())
+    fn keep_alive(&self, events: &mut EventBuffer) {
+        MessageEvent::Ping.write(events);
     }
 }
 

@@ -16,9 +16,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{Path, Query};
 use axum::http::StatusCode;
-use axum::response::sse::Event as SseEvent;
 use axum::response::{IntoResponse, Response};
-use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -95,8 +93,8 @@ async fn start(app: &App, model: String, plan: Plan) -> Result<Response, ApiErro
         return Ok((early_headers, Json(response)).into_response());
     }
     if streamed {
-        let events = run.into_events().map(|event| sse_event(&event));
-        return Ok(sse::stream(early_headers, events));
+        let name = |event: &Event| event.kind.name();
+        return Ok(sse::stream(early_headers, run.into_events(), name));
     }
     run.finish().await;
     match (&run.error, &run.usage) {
@@ -107,10 +105,6 @@ async fn start(app: &App, model: String, plan: Plan) -> Result<Response, ApiErro
         }
         (None, None) => Ok((early_headers, Json(run.response())).into_response()),
     }
-}
-
-fn sse_event(event: &Event) -> SseEvent {
-    sse::named_event(event.kind.name(), event)
 }
 
 #[derive(Deserialize)]
