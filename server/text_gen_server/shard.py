@@ -34,6 +34,7 @@ from text_gen_server.ops.native import NativeOps
 from text_gen_server.plan import NewSequence, PlanLimits, Row, SamplingParameters, StepPlan
 from text_gen_server.runner import PROMPT_LOGITS_BYTES, Runner
 from text_gen_server.sampling.choose import choose_sampler
+from text_gen_server.transfers import choose_transfers
 
 log = logging.getLogger("text_gen_server")
 
@@ -106,6 +107,11 @@ class Shard:
     @property
     def device_name(self) -> str:
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+
+    def claim_thread(self) -> None:
+        """Makes the calling thread one that works on this rank's device; before it calls anything else here."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
 
     def prepare(self, parameters: PrepareParameters) -> KVCacheSize:
         """Sizes and allocates the KV cache, runs a first small step and captures graphs. All ranks must call it, and again
@@ -225,7 +231,7 @@ class Shard:
             kv_cache=kv_cache,
             tensor_parallel=self.tensor_parallel,
             limits=replace(limits, num_blocks=num_blocks),
-            device=self.device,
+            transfers=choose_transfers(self.device),
             sample=choose_sampler(self.device, self.ops.summarize),
         )
 

@@ -24,6 +24,7 @@ from text_gen_server.plan import (
 from text_gen_server.runner import Runner
 from text_gen_server.sampling.rng import uniform
 from text_gen_server.sampling.sampler import sample
+from text_gen_server.transfers import HostTransfers, Transfers
 from torch import Tensor
 
 CPU = torch.device("cpu")
@@ -76,7 +77,12 @@ def hash_of(tokens: list[int]) -> int:
 
 
 def fake_runner(
-    babbling_folder: Path, *, num_blocks: int = 64, block_size: int = 4, tensor_parallel: TensorParallel | None = None
+    babbling_folder: Path,
+    *,
+    num_blocks: int = 64,
+    block_size: int = 4,
+    tensor_parallel: TensorParallel | None = None,
+    transfers: Transfers | None = None,
 ) -> Runner:
     config = replace(load_model_config(babbling_folder), num_layers=1, num_kv_heads=1, head_dim=1, vocab_size=VOCABULARY)
     tensor_parallel = tensor_parallel or TensorParallel.single()
@@ -101,7 +107,7 @@ def fake_runner(
         kv_cache=kv_cache,
         tensor_parallel=tensor_parallel,
         limits=limits,
-        device=CPU,
+        transfers=transfers or HostTransfers(),
         sample=sample,
     )
 
