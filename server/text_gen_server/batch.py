@@ -24,8 +24,10 @@ class Mirror:
     __slots__ = (
         "_block_table",
         "_token_ids",
+        "device_row",
         "num_blocks",
         "num_computed_tokens",
+        "num_device_blocks",
         "num_tokens",
         "prompt_len",
         "sampling",
@@ -39,6 +41,8 @@ class Mirror:
         self.num_computed_tokens = new.num_computed_tokens
         self.num_tokens = len(new.token_ids)
         self.num_blocks = 0
+        self.device_row: int | None = None  # of its block table on the device, where there is one (`step_inputs.py`)
+        self.num_device_blocks = 0  # in that table
         self._token_ids = np.array(new.token_ids, dtype=np.int64)  # filled up to num_tokens
         self._block_table = np.empty(8, dtype=np.int32)  # filled up to num_blocks
 

@@ -15,9 +15,9 @@ from text_gen_server.sampling.sampler import Samples
 from text_gen_server.transfers import Transfers
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class SampledRow:
-    """A row that samples."""
+    """A row that samples. Not frozen, because one is made for every token."""
 
     row_idx: int
     mirror: Mirror

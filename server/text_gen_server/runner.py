@@ -9,7 +9,7 @@ checked as a whole before it changes anything.
 import torch
 from torch import Tensor
 
-from text_gen_server.batch import BatchInputs, Mirror, build_batch, check_sequences
+from text_gen_server.batch import BatchInputs, Mirror, check_sequences
 from text_gen_server.distributed import TensorParallel
 from text_gen_server.kv_cache import KVCache
 from text_gen_server.launched import LaunchedStep, Leavings, SampledRow
@@ -17,6 +17,7 @@ from text_gen_server.masks import LateMasks, check_masks
 from text_gen_server.models.causal_lm import CausalLM
 from text_gen_server.plan import PlanLimits, StepPlan, StepResult, check_plan
 from text_gen_server.sampling.sampler import Sample, Samples, token_logprobs
+from text_gen_server.step_inputs import StepInputs
 from text_gen_server.transfers import Transfers
 
 # Log-probabilities of a long prompt are taken in slices whose logits stay below this.
@@ -34,6 +35,7 @@ class Runner:
         tensor_parallel: TensorParallel,
         limits: PlanLimits,
         transfers: Transfers,
+        inputs: StepInputs,
         sample: Sample,
     ) -> None:
         self.model = model
@@ -41,6 +43,7 @@ class Runner:
         self.tensor_parallel = tensor_parallel
         self.limits = limits
         self.transfers = transfers
+        self.inputs = inputs
         self.sample = sample
         self.mirrors: dict[int, Mirror] = {}
         self._launched: list[
@@ -75,11 +78,12 @@ class Runner:
 
     def forget_all(self) -> None:
         """Drops every mirror: whoever sent the plans is gone. A step that is not collected yet may be, or not."""
+        self.inputs.forget(self.mirrors.values())
         self.mirrors.clear()
         self._launched.clear()
 
     def _compute(self, plan: StepPlan, mirrors: list[Mirror], late_masks: LateMasks | None) -> LaunchedStep:
-        batch = build_batch(plan.rows, mirrors, block_size=self.limits.block_size, transfers=self.transfers)
+        batch = self.inputs.build(plan.rows, mirrors)
         hidden = self.model.forward(
             token_ids=self._sampled_before(batch.token_ids),
             positions=batch.positions,
@@ -111,12 +115,12 @@ class Runner:
 
     def _update_mirrors(self, plan: StepPlan, added: dict[int, Mirror]) -> list[Mirror]:
         """The mirrors of the plan's rows, after what the plan drops, adds and gives to them."""
-        for sequence_id in plan.forget:
-            del self.mirrors[sequence_id]
+        self.inputs.forget([self.mirrors.pop(sequence_id) for sequence_id in plan.forget])
         self.mirrors.update(added)
         mirrors = [self.mirrors[row.sequence_id] for row in plan.rows]
         for row, mirror in zip(plan.rows, mirrors, strict=True):
-            mirror.append_blocks(row.new_block_ids)
+            if row.new_block_ids:
+                mirror.append_blocks(row.new_block_ids)
         return mirrors
 
     def _masks(self, plan: StepPlan, batch: BatchInputs, late_masks: LateMasks | None) -> dict[int, bytes]:

@@ -34,6 +34,7 @@ from text_gen_server.ops.native import NativeOps
 from text_gen_server.plan import NewSequence, PlanLimits, Row, SamplingParameters, StepPlan
 from text_gen_server.runner import PROMPT_LOGITS_BYTES, Runner
 from text_gen_server.sampling.choose import choose_sampler
+from text_gen_server.step_inputs import choose_inputs
 from text_gen_server.transfers import choose_transfers
 
 log = logging.getLogger("text_gen_server")
@@ -211,7 +212,8 @@ class Shard:
         before = torch.cuda.memory_reserved(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
         _run_dummy_step(runner, num_tokens=limits.max_step_tokens)
-        activation_bytes = torch.cuda.max_memory_reserved(self.device) - before + PROMPT_LOGITS_BYTES
+        peak_bytes = torch.cuda.max_memory_reserved(self.device) - before
+        activation_bytes = peak_bytes + PROMPT_LOGITS_BYTES + runner.inputs.num_bytes
         if not isinstance(runner.model, GraphedModel):
             return activation_bytes, 0
         with torch.inference_mode():
@@ -226,12 +228,14 @@ class Shard:
             dtype=self.dtype,
             device=self.device,
         )
+        transfers = choose_transfers(self.device)
         return Runner(
             self._driven_model(kv_cache, limits),
             kv_cache=kv_cache,
             tensor_parallel=self.tensor_parallel,
             limits=replace(limits, num_blocks=num_blocks),
-            transfers=choose_transfers(self.device),
+            transfers=transfers,
+            inputs=choose_inputs(self.device, limits, transfers),
             sample=choose_sampler(self.device, self.ops.summarize),
         )
 

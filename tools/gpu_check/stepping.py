@@ -9,6 +9,7 @@ from text_gen_server.distributed import TensorParallel
 from text_gen_server.plan import NewSequence, PlanLimits, Row, SampledToken, SamplingParameters, StepPlan, StepResult
 from text_gen_server.runner import Runner
 from text_gen_server.sampling import fused
+from text_gen_server.step_inputs import DeviceInputs
 from text_gen_server.transfers import choose_transfers
 
 from gpu_check.synthetic import EagerCapture, make_cache
@@ -112,12 +113,14 @@ class Stepper:
             yield self.runner.collect(before)
 
     def _runner(self, model: CausalLM) -> Runner:
+        transfers = choose_transfers(self.device)
         return Runner(
             model,
             kv_cache=self.cache,
             tensor_parallel=TensorParallel.single(),
             limits=self.limits,
-            transfers=choose_transfers(self.device),
+            transfers=transfers,
+            inputs=DeviceInputs(self.limits, transfers, self.device),
             sample=fused.sample,
         )
 

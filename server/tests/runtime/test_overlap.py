@@ -3,15 +3,18 @@
 import random
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from text_gen_server.launched import LaunchedStep
 from text_gen_server.plan import RowError, SamplingParameters, StepPlan, StepResult
 from text_gen_server.runner import Runner
+from text_gen_server.step_inputs import HostInputs
 
 from runtime.fakes import POISON, FakeModel, FakeRouter, fake_runner, generate, token_of
 from runtime.late_device import LateTransfers, no_reads, on_device
+from runtime.test_step_inputs import BothInputs
 
 GREEDY = SamplingParameters()
 SAMPLED = SamplingParameters(do_sample=True, temperature=1.5)
@@ -31,8 +34,8 @@ def runner(babbling_folder: Path) -> Runner:
     return late_runner(babbling_folder)
 
 
-def late_runner(babbling_folder: Path) -> Runner:
-    runner = fake_runner(babbling_folder, num_blocks=100, transfers=LateTransfers())
+def late_runner(babbling_folder: Path, make_inputs: Any = HostInputs) -> Runner:
+    runner = fake_runner(babbling_folder, num_blocks=100, transfers=LateTransfers(), make_inputs=make_inputs)
     runner.model = on_device(FakeModel())
     return runner
 
@@ -107,11 +110,14 @@ def kind(n: int) -> SamplingParameters:
     return replace(KINDS[n % len(KINDS)], seed=n)
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_random_schedules_one_step_ahead_give_the_tokens_of_each_sequence_alone(babbling_folder: Path, seed: int) -> None:
+@pytest.mark.parametrize("make_inputs", [HostInputs, BothInputs])
+@pytest.mark.parametrize("seed", range(8))
+def test_random_schedules_one_step_ahead_give_the_tokens_of_each_sequence_alone(
+    babbling_folder: Path, seed: int, make_inputs: Any
+) -> None:
     chance = random.Random(seed)
     prompts = {n: [chance.randrange(90) for _ in range(chance.randint(1, 12))] for n in range(12)}
-    runner = late_runner(babbling_folder)
+    runner = late_runner(babbling_folder, make_inputs)
     ahead = OneAhead(runner, FakeRouter(runner), {n: [] for n in prompts}, chance, prompts)
     for _ in range(60):
         ahead.step()
@@ -120,6 +126,7 @@ def test_random_schedules_one_step_ahead_give_the_tokens_of_each_sequence_alone(
         found = ahead.tokens[n]
         assert found == (generate(alone, prompt, len(found), kind(n)) if found else [])
     assert sum(map(len, ahead.tokens.values())) > 60
+    assert make_inputs is HostInputs or runner.inputs.num_by_device > 5  # type: ignore[attr-defined]
 
 
 def test_nothing_is_read_before_the_answer_where_no_row_needs_its_history(runner: Runner) -> None:
