@@ -2,20 +2,20 @@
 
 Shapes: T tokens of the step, B sequences, H query heads of this rank, KH KV heads of this rank, D head size, V vocabulary,
 NB blocks, BS block size; N rows that sample. A mirror changes only by what a plan says and by the token its own row sampled.
-Everything is put together in numpy on the host and crosses to the device once per tensor.
+Everything is put together in numpy on the host and crosses to the device at once.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from text_gen_server.attention.metadata import AttentionMetadata
 from text_gen_server.plan import NewSequence, PlanLimits, Row, SamplingParameters, StepPlan
 from text_gen_server.sampling.processors import SamplingRow
+from text_gen_server.transfers import Transfers
 
 
 class Mirror:
@@ -24,8 +24,10 @@ class Mirror:
     __slots__ = (
         "_block_table",
         "_token_ids",
+        "device_row",
         "num_blocks",
         "num_computed_tokens",
+        "num_device_blocks",
         "num_tokens",
         "prompt_len",
         "sampling",
@@ -39,23 +41,30 @@ class Mirror:
         self.num_computed_tokens = new.num_computed_tokens
         self.num_tokens = len(new.token_ids)
         self.num_blocks = 0
+        self.device_row: int | None = None  # of its block table on the device, where there is one (`step_inputs.py`)
+        self.num_device_blocks = 0  # in that table
         self._token_ids = np.array(new.token_ids, dtype=np.int64)  # filled up to num_tokens
         self._block_table = np.empty(8, dtype=np.int32)  # filled up to num_blocks
 
     @property
     def token_ids(self) -> NDArray[np.int64]:
-        """[L] prompt and generated tokens."""
+        """[L] prompt and generated tokens; below 0 those that only the device knows (see `append_token`)."""
         return self._token_ids[: self.num_tokens]
 
     @property
     def block_table(self) -> NDArray[np.int32]:
         return self._block_table[: self.num_blocks]
 
-    def append_token(self, token_id: int) -> None:
+    def append_token(self, token_id: int) -> int:
+        """Its position. -1 - n stands for the n-th token that the last launched step samples, until `set_token` names it."""
         if self.num_tokens == len(self._token_ids):
             self._token_ids = np.concatenate([self._token_ids, np.empty(max(64, self.num_tokens), np.int64)])
         self._token_ids[self.num_tokens] = token_id
         self.num_tokens += 1
+        return self.num_tokens - 1
+
+    def set_token(self, position: int, token_id: int) -> None:
+        self._token_ids[position] = token_id
 
     def append_blocks(self, block_ids: Sequence[int]) -> None:
         num_blocks = self.num_blocks + len(block_ids)
@@ -69,7 +78,7 @@ class Mirror:
 class BatchInputs:
     """One step, ready for the model."""
 
-    token_ids: Tensor  # [T] int64
+    token_ids: Tensor  # [T] int64, below 0 where only the device knows them (see `Mirror.append_token`)
     positions: Tensor  # [T] int64, index of each token in its sequence
     slot_mapping: Tensor  # [T] int64, slot of each token's K/V; -1 = do not write
     attention_metadata: AttentionMetadata
@@ -115,7 +124,7 @@ def check_sequences(plan: StepPlan, mirrors: dict[int, Mirror], limits: PlanLimi
     return added
 
 
-def build_batch(rows: Sequence[Row], mirrors: Sequence[Mirror], *, block_size: int, device: torch.device) -> BatchInputs:
+def build_batch(rows: Sequence[Row], mirrors: Sequence[Mirror], *, block_size: int, transfers: Transfers) -> BatchInputs:
     """The inputs of a step whose plan was checked. `mirrors` are those of `rows`, with the new blocks appended."""
     query_lens = np.array([row.num_scheduled_tokens for row in rows], dtype=np.int64)
     starts = np.array([mirror.num_computed_tokens for mirror in mirrors], dtype=np.int64)
@@ -131,22 +140,30 @@ def build_batch(rows: Sequence[Row], mirrors: Sequence[Mirror], *, block_size: i
     query_lens_host, kv_lens_host = tuple(query_lens.tolist()), tuple(kv_lens.tolist())
     # A token is sampled exactly when no uncomputed token is left after the step.
     samplers = tuple(n for n, mirror in enumerate(mirrors) if kv_lens_host[n] == mirror.num_tokens)
+    token_ids = _token_ids(mirrors, starts.tolist(), kv_lens_host)
+    sample_idx = query_ends[list(samplers)] - 1
+    spans = list(_prompt_spans(mirrors, query_start, kv_lens_host))
+    arrays = (token_ids, positions, slots, sample_idx, query_start, kv_lens.astype(np.int32), block_tables)
+    uploaded = transfers.upload((*arrays, *(targets for _, _, targets in spans)))
     return BatchInputs(
-        token_ids=_to_device(_token_ids(mirrors, starts.tolist(), kv_lens_host), device),
-        positions=_to_device(positions, device),
-        slot_mapping=_to_device(slots, device),
+        token_ids=uploaded[0],
+        positions=uploaded[1],
+        slot_mapping=uploaded[2],
+        sample_idx=uploaded[3],
         attention_metadata=AttentionMetadata(
-            query_start=_to_device(query_start, device),
-            kv_lens=_to_device(kv_lens.astype(np.int32), device),
-            block_tables=_to_device(block_tables, device),
+            query_start=uploaded[4],
+            kv_lens=uploaded[5],
+            block_tables=uploaded[6],
             query_lens_host=query_lens_host,
             kv_lens_host=kv_lens_host,
             num_decodes=next((n for n, query_len in enumerate(query_lens_host) if query_len != 1), len(rows)),
         ),
-        sample_idx=_to_device(query_ends[list(samplers)] - 1, device),
         samplers=samplers,
         sampling_rows=tuple(SamplingRow(mirrors[n].sampling, mirrors[n].token_ids, mirrors[n].prompt_len) for n in samplers),
-        prompt_spans=_prompt_spans(mirrors, query_start, kv_lens_host, device),
+        prompt_spans=tuple(
+            PromptSpan(row_idx=n, first=first, targets=targets)
+            for (n, first, _), targets in zip(spans, uploaded[len(arrays) :], strict=True)
+        ),
     )
 
 
@@ -185,17 +202,11 @@ def _block_tables(mirrors: Sequence[Mirror], kv_lens: NDArray[np.int64], block_s
 
 
 def _prompt_spans(
-    mirrors: Sequence[Mirror], query_start: NDArray[np.int32], ends: Sequence[int], device: torch.device
-) -> tuple[PromptSpan, ...]:
-    spans = []
+    mirrors: Sequence[Mirror], query_start: NDArray[np.int32], ends: Sequence[int]
+) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
+    """The fields of each `PromptSpan`, on the host."""
     for n, (mirror, end) in enumerate(zip(mirrors, ends, strict=True)):
         start = mirror.num_computed_tokens
         last = min(end, mirror.prompt_len - 1)
         if mirror.sampling.prompt_logprobs and last > start:
-            targets = mirror.token_ids[start + 1 : last + 1]
-            spans.append(PromptSpan(row_idx=n, first=int(query_start[n]), targets=_to_device(targets.copy(), device)))
-    return tuple(spans)
-
-
-def _to_device(array: NDArray[np.int64] | NDArray[np.int32], device: torch.device) -> Tensor:
-    return torch.from_numpy(array).to(device)
+            yield n, int(query_start[n]), mirror.token_ids[start + 1 : last + 1].copy()

@@ -269,7 +269,8 @@ class CudaCapture:
             compute()
         torch.cuda.current_stream().wait_stream(self.stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+        # Other threads (that of NCCL, which looks at its events) may call CUDA meanwhile.
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
             output = compute()
         return CudaGraph(graph, output)
 

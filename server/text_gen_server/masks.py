@@ -6,8 +6,16 @@ A mask depends on the token before it, so it may arrive while its step computes 
 import threading
 from collections.abc import Iterable, Mapping
 from concurrent.futures import CancelledError
+from typing import Protocol
 
 WORD_BYTES = 4
+
+
+class LateMasks(Protocol):
+    """Where a step gets the masks that its plan did not bring."""
+
+    def take(self, step_id: int, sequence_ids: Iterable[int]) -> dict[int, bytes]:
+        """Waits until the step has a mask for each of `sequence_ids`. CancelledError if the stream ends first."""
 
 
 class StepMasks:

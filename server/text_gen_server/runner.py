@@ -1,22 +1,24 @@
-"""One step of the model, from `StepPlan` to `StepResult`: the heart of a shard, and the only place that waits for the device.
+"""One step of the model, from `StepPlan` to `StepResult`: the heart of a shard.
 
-All ranks run the same plans in the same order. Rank 0 alone has logits and samples; it broadcasts the tokens, so that every
-rank's mirrors stay equal. A plan is checked as a whole before it changes anything.
+A step is launched and then collected, so that the next one can be launched in between: its tokens go from step to step on the
+device, and the host waits only to answer, or where a row's choice depends on its history. All ranks run the same plans in the
+same order. Rank 0 alone has logits and samples; it broadcasts the tokens, so that every rank's mirrors stay equal. A plan is
+checked as a whole before it changes anything.
 """
-
-import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from text_gen_server.batch import BatchInputs, Mirror, build_batch, check_sequences
+from text_gen_server.batch import BatchInputs, Mirror, check_sequences
 from text_gen_server.distributed import TensorParallel
 from text_gen_server.kv_cache import KVCache
-from text_gen_server.masks import StepMasks, check_masks
+from text_gen_server.launched import LaunchedStep, Leavings, SampledRow
+from text_gen_server.masks import LateMasks, check_masks
 from text_gen_server.models.causal_lm import CausalLM
-from text_gen_server.plan import PlanLimits, RowError, RowResult, SampledToken, StepPlan, StepResult, check_plan
+from text_gen_server.plan import PlanLimits, StepPlan, StepResult, check_plan
 from text_gen_server.sampling.sampler import Sample, Samples, token_logprobs
+from text_gen_server.step_inputs import StepInputs
+from text_gen_server.transfers import Transfers
 
 # Log-probabilities of a long prompt are taken in slices whose logits stay below this.
 PROMPT_LOGITS_BYTES = 64 * 2**20
@@ -32,32 +34,58 @@ class Runner:
         kv_cache: KVCache,
         tensor_parallel: TensorParallel,
         limits: PlanLimits,
-        device: torch.device,
+        transfers: Transfers,
+        inputs: StepInputs,
         sample: Sample,
     ) -> None:
         self.model = model
         self.kv_cache = kv_cache
         self.tensor_parallel = tensor_parallel
         self.limits = limits
-        self.device = device
+        self.transfers = transfers
+        self.inputs = inputs
         self.sample = sample
         self.mirrors: dict[int, Mirror] = {}
+        self._launched: list[
+            LaunchedStep
+        ] = []  # not collected yet; the tokens of the last one alone may be unknown to its mirrors
+
+    def step(self, plan: StepPlan, late_masks: LateMasks | None = None) -> StepResult:
+        """Computes one step, and waits for it. See `launch`."""
+        return self.collect(self.launch(plan, late_masks))
 
     @torch.inference_mode()
-    def step(self, plan: StepPlan, late_masks: StepMasks | None = None) -> StepResult:
-        """Computes one step. ValueError, with nothing changed, where `plan` breaks the contract.
+    def launch(self, plan: StepPlan, late_masks: LateMasks | None = None) -> LaunchedStep:
+        """Enqueues one step. ValueError, with nothing changed, where `plan` breaks the contract.
 
-        Masks that the plan does not bring are taken from `late_masks` once the forward is under way.
+        Steps are collected in the order in which they were launched; of those before, one need not be collected yet. Masks that
+        the plan does not bring are taken from `late_masks` once the forward is under way.
         """
         check_plan(plan, self.limits)
         check_masks(dict(plan.masks), self.limits.vocab_size)
         added = check_sequences(plan, self.mirrors, self.limits)
+        self._resolve(self._launched[:-1])
         mirrors = self._update_mirrors(plan, added)
-        if not plan.rows:
-            return StepResult(plan.step_id)
-        batch = build_batch(plan.rows, mirrors, block_size=self.limits.block_size, device=self.device)
+        launched = self._compute(plan, mirrors, late_masks) if plan.rows else LaunchedStep(plan, (), Leavings(), self.transfers)
+        self._launched = [*self._launched[-1:], launched]
+        return launched
+
+    def collect(self, launched: LaunchedStep) -> StepResult:
+        """Waits for a step, and makes its answer. Rank 0 alone answers with rows."""
+        launched.resolve()
+        self._launched = [step for step in self._launched if step is not launched]
+        return launched.result()
+
+    def forget_all(self) -> None:
+        """Drops every mirror: whoever sent the plans is gone. A step that is not collected yet may be, or not."""
+        self.inputs.forget(self.mirrors.values())
+        self.mirrors.clear()
+        self._launched.clear()
+
+    def _compute(self, plan: StepPlan, mirrors: list[Mirror], late_masks: LateMasks | None) -> LaunchedStep:
+        batch = self.inputs.build(plan.rows, mirrors)
         hidden = self.model.forward(
-            token_ids=batch.token_ids,
+            token_ids=self._sampled_before(batch.token_ids),
             positions=batch.positions,
             slot_mapping=batch.slot_mapping,
             attention_metadata=batch.attention_metadata,
@@ -66,28 +94,36 @@ class Runner:
         prompt_logprobs = self._prompt_logprobs(batch, hidden)
         logits = self.model.logits(hidden[batch.sample_idx]) if batch.samplers else None
         masks = self._masks(plan, batch, late_masks) if logits is not None else {}
-        outcomes = self._sample(batch, logits, masks, [mirrors[n] for n in batch.samplers])
+        token_ids, samples = self._sample(batch, logits, masks) if batch.samplers else (None, None)
         for row, mirror in zip(plan.rows, mirrors, strict=True):
             mirror.num_computed_tokens += row.num_scheduled_tokens
-        if self.tensor_parallel.rank != 0:
-            return StepResult(plan.step_id)
-        return StepResult(plan.step_id, tuple(_row_results(plan, outcomes, prompt_logprobs)))
+        # The next plan may build on these tokens before the router, or even this host, has seen them.
+        # A row that failed gets token 0, because the router may have planned its next step already.
+        sampled = tuple(SampledRow(n, mirrors[n], mirrors[n].append_token(-1 - idx)) for idx, n in enumerate(batch.samplers))
+        return LaunchedStep(plan, sampled, Leavings(token_ids, samples, prompt_logprobs), self.transfers)
 
-    def forget_all(self) -> None:
-        """Drops every mirror: whoever sent the plans is gone."""
-        self.mirrors.clear()
+    def _sampled_before(self, token_ids: Tensor) -> Tensor:
+        """[T] int64 with the tokens that the step before samples in the place of numbers below 0."""
+        before = self._launched[-1] if self._launched else None
+        if before is None or before.is_resolved or before.token_ids is None:
+            return token_ids
+        return torch.where(token_ids < 0, before.token_ids[(-1 - token_ids).clamp_(min=0)], token_ids)
+
+    def _resolve(self, steps: list[LaunchedStep]) -> None:
+        for step in steps:
+            step.resolve()
 
     def _update_mirrors(self, plan: StepPlan, added: dict[int, Mirror]) -> list[Mirror]:
         """The mirrors of the plan's rows, after what the plan drops, adds and gives to them."""
-        for sequence_id in plan.forget:
-            del self.mirrors[sequence_id]
+        self.inputs.forget([self.mirrors.pop(sequence_id) for sequence_id in plan.forget])
         self.mirrors.update(added)
         mirrors = [self.mirrors[row.sequence_id] for row in plan.rows]
         for row, mirror in zip(plan.rows, mirrors, strict=True):
-            mirror.append_blocks(row.new_block_ids)
+            if row.new_block_ids:
+                mirror.append_blocks(row.new_block_ids)
         return mirrors
 
-    def _masks(self, plan: StepPlan, batch: BatchInputs, late_masks: StepMasks | None) -> dict[int, bytes]:
+    def _masks(self, plan: StepPlan, batch: BatchInputs, late_masks: LateMasks | None) -> dict[int, bytes]:
         """The masks of this step, by the index of the row among those that sample. Waits for those that are not there yet."""
         masks = dict(plan.masks)
         masked = {plan.rows[n].sequence_id: idx for idx, n in enumerate(batch.samplers) if plan.rows[n].masked}
@@ -99,27 +135,23 @@ class Runner:
             masks.update(late)
         return {idx: masks[sequence_id] for sequence_id, idx in masked.items() if masks[sequence_id]}
 
-    def _sample(
-        self, batch: BatchInputs, logits: Tensor | None, masks: dict[int, bytes], mirrors: list[Mirror]
-    ) -> dict[int, SampledToken | RowError]:
-        """Samples, and appends the tokens to `mirrors` (those of the rows that sample). Row index -> outcome, on rank 0.
+    def _sample(self, batch: BatchInputs, logits: Tensor | None, masks: dict[int, bytes]) -> tuple[Tensor, Samples | None]:
+        """Tokens of the rows that sample ([N] int64, on every rank), and the rest on rank 0.
 
         logits: [N, V] float32 on rank 0, where `masks` says what some of the N may sample
         """
-        if not mirrors:
-            return {}
-        samples = self.sample(logits, batch.sampling_rows, masks) if logits is not None else None
+        samples = None
+        if logits is not None:
+            if any(row.token_ids[-1] < 0 and row.reads_history for row in batch.sampling_rows):
+                self._resolve(self._launched)
+            samples = self.sample(logits, batch.sampling_rows, masks)
         token_ids = samples.token_ids if samples is not None else torch.empty_like(batch.sample_idx)
         self.tensor_parallel.broadcast_from_rank0(token_ids)
-        # Device sync: the next plan may build on these tokens before the router has seen them.
-        # A row that failed gets token 0, because the router may have planned its next step already.
-        for mirror, token_id in zip(mirrors, token_ids.tolist(), strict=True):
-            mirror.append_token(token_id)
-        return _outcomes(batch, samples) if samples is not None else {}
+        return token_ids, samples
 
-    def _prompt_logprobs(self, batch: BatchInputs, hidden: Tensor) -> dict[int, tuple[float, ...]]:
-        """Row index -> log-probabilities of its prompt tokens in this step (see `PromptSpan`), on rank 0."""
-        found: dict[int, tuple[float, ...]] = {}
+    def _prompt_logprobs(self, batch: BatchInputs, hidden: Tensor) -> tuple[tuple[int, Tensor], ...]:
+        """(row index, log-probabilities of its prompt tokens in this step (see `PromptSpan`)), on rank 0."""
+        found = []
         rows_at_once = max(1, PROMPT_LOGITS_BYTES // (4 * self.limits.vocab_size))
         for span in batch.prompt_spans:
             parts = []
@@ -130,33 +162,5 @@ class Runner:
                 if logits is not None:
                     parts.append(token_logprobs(logits, targets))
             if parts:
-                # Device sync: the answer leaves the device. Only for requests that ask for it.
-                found[span.row_idx] = tuple(torch.cat(parts).tolist())
-        return found
-
-
-def _row_results(
-    plan: StepPlan, outcomes: dict[int, SampledToken | RowError], prompt_logprobs: dict[int, tuple[float, ...]]
-) -> Iterator[RowResult]:
-    for n, row in enumerate(plan.rows):
-        logprobs = prompt_logprobs.get(n, ())
-        if not all(math.isfinite(logprob) for logprob in logprobs):
-            yield RowResult(row.sequence_id, RowError.NUMERICAL)
-        elif n in outcomes or logprobs:
-            yield RowResult(row.sequence_id, outcomes.get(n), logprobs)
-
-
-def _outcomes(batch: BatchInputs, samples: Samples) -> dict[int, SampledToken | RowError]:
-    # Device sync: the answer leaves the device, after the broadcast waited for it already.
-    token_ids, logprobs, is_finite = samples.token_ids.tolist(), samples.logprobs.tolist(), samples.is_finite.tolist()
-    top_token_ids, top_logprobs = samples.top_token_ids.tolist(), samples.top_logprobs.tolist()
-    outcomes: dict[int, SampledToken | RowError] = {}
-    for i, (n, row) in enumerate(zip(batch.samplers, batch.sampling_rows, strict=True)):
-        if not is_finite[i]:
-            outcomes[n] = RowError.NUMERICAL
-            continue
-        count = row.parameters.num_top_tokens
-        top = zip(top_token_ids[i][:count], top_logprobs[i][:count], strict=True)
-        top_tokens = tuple((token_id, logprob) for token_id, logprob in top if logprob > -math.inf)
-        outcomes[n] = SampledToken(token_ids[i], logprobs[i], top_tokens)
-    return outcomes
+                found.append((span.row_idx, torch.cat(parts)))
+        return tuple(found)

@@ -1,7 +1,7 @@
 """The gRPC service of one shard on a unix socket. With `wire.py`, the only place that knows gRPC and protobuf.
 
-All work on the model happens on one thread of its own, in the order of arrival, so that the next plan starts while the answer
-to the last is still being sent. Errors become status codes here and nowhere else.
+Plans go through the pipeline in the order of arrival, so that the next one starts while the answer to the last is still being
+sent. Errors become status codes here and nowhere else.
 """
 
 import contextlib
@@ -12,18 +12,18 @@ import queue
 import signal
 import socket as sockets
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import grpc
 import torch
 
-from text_gen_server.masks import StepMasks
 from text_gen_server.pb import shard_pb2 as pb
 from text_gen_server.pb import shard_pb2_grpc as pb_grpc
-from text_gen_server.plan import StepPlan
+from text_gen_server.pipeline import Answer, StepPipeline, Stream
+from text_gen_server.runner import Runner
 from text_gen_server.shard import PrepareParameters, Shard
 from text_gen_server.wire import masks_from_message, message_from_result, plan_from_message
 
@@ -86,16 +86,15 @@ def stop_on_signals(*, ignore_interrupt: bool) -> threading.Event:
 
 
 class PlanStream:
-    """The plans of one Run call, on their way through the model thread."""
+    """The plans of one Run call, on their way through the pipeline."""
 
-    def __init__(self) -> None:
-        self.answers: queue.SimpleQueue[Future[pb.StepResult] | None] = queue.SimpleQueue()  # None: no more will come
-        self.masks = StepMasks()
-        self.is_closed = threading.Event()  # plans that have not started will not
+    def __init__(self, runner: Runner) -> None:
+        self.answers: queue.SimpleQueue[Future[Answer] | None] = queue.SimpleQueue()  # None: no more will come
+        self.steps = Stream(runner)
 
     def end(self) -> None:
         """The router will say no more: nobody waits for it any longer."""
-        self.masks.close()
+        self.steps.masks.close()
         self.answers.put(None)
 
 
@@ -105,13 +104,12 @@ class ShardService(pb_grpc.ShardServicer):
     def __init__(self, shard: Shard, server_version: str) -> None:
         self._shard = shard
         self._server_version = server_version
-        self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._pipeline = StepPipeline(shard.claim_thread)
         self._run_lock = threading.Lock()
-        self._last_step_id = 0
 
     def close(self) -> None:
         """Returns when the running step is done; those that wait are dropped."""
-        self._model_thread.shutdown(wait=True, cancel_futures=True)
+        self._pipeline.close()
 
     def Info(self, request: pb.InfoRequest, context: grpc.ServicerContext) -> pb.InfoResponse:  # noqa: ARG002, N802
         shard = self._shard
@@ -141,7 +139,7 @@ class ShardService(pb_grpc.ShardServicer):
         if self._shard.is_prepared_otherwise(parameters):
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, "already prepared with other limits")
         with _errors_answered(context):
-            size = self._model_thread.submit(self._shard.prepare, parameters).result()
+            size = self._pipeline.call(partial(self._shard.prepare, parameters)).result()
         return pb.PrepareResponse(num_blocks=size.num_blocks, block_size=size.block_size, kv_cache_bytes=size.kv_cache_bytes)
 
     def Run(self, request_iterator: Iterator[pb.RunRequest], context: grpc.ServicerContext) -> Iterator[pb.StepResult]:  # noqa: N802
@@ -151,52 +149,38 @@ class ShardService(pb_grpc.ShardServicer):
             raise AssertionError("abort raises")
         if not self._run_lock.acquire(blocking=False):
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, "another Run stream is open")
-        stream = PlanStream()
+        stream = PlanStream(runner)
         try:
             context.add_callback(stream.end)
             threading.Thread(target=self._feed, args=(request_iterator, stream), daemon=True, name="plans").start()
             with _errors_answered(context):
                 while (answer := stream.answers.get()) is not None:
-                    yield answer.result()
+                    answered = answer.result()
+                    yield message_from_result(answered.result, answered.compute_us)
         finally:
-            stream.is_closed.set()
-            stream.masks.close()
+            stream.steps.masks.close()
             # The router of this stream is gone, or out of step: what it had told about its sequences is void.
-            with contextlib.suppress(RuntimeError):  # the model thread is shut down
-                self._model_thread.submit(runner.forget_all).result()
+            with contextlib.suppress(RuntimeError):  # the pipeline is closed
+                self._pipeline.forget_all(stream.steps).result()
             self._run_lock.release()
 
     def Health(self, request: pb.HealthRequest, context: grpc.ServicerContext) -> pb.HealthResponse:  # noqa: ARG002, N802
         runner = self._shard.runner
         num_sequences = len(runner.mirrors) if runner is not None else 0
-        return pb.HealthResponse(last_step_id=self._last_step_id, num_sequences=num_sequences)
+        return pb.HealthResponse(last_step_id=self._pipeline.last_step_id, num_sequences=num_sequences)
 
     def _feed(self, messages: Iterator[pb.RunRequest], stream: PlanStream) -> None:
-        """Hands plans to the model thread as they come, so that reading and translating one is done while another computes."""
+        """Hands plans to the pipeline as they come, so that reading and translating one is done while another computes."""
         try:
             for message in messages:
                 if message.WhichOneof("request") == "late_masks":
-                    stream.masks.put(message.late_masks.step_id, masks_from_message(message.late_masks))
+                    stream.steps.masks.put(message.late_masks.step_id, masks_from_message(message.late_masks))
                 else:
-                    stream.answers.put(self._model_thread.submit(self._step, plan_from_message(message.plan), stream))
+                    stream.answers.put(self._pipeline.submit(plan_from_message(message.plan), stream.steps))
         except (grpc.RpcError, RuntimeError):
             pass  # the call was cancelled, or the server is going down
         finally:
             stream.end()
-
-    def _step(self, plan: StepPlan, stream: PlanStream) -> pb.StepResult:
-        if stream.is_closed.is_set():
-            raise CancelledError
-        runner = self._shard.runner
-        assert runner is not None, "Run checks that the shard is prepared"
-        started = time.perf_counter_ns()
-        try:
-            result = runner.step(plan, stream.masks)
-        except BaseException:
-            stream.is_closed.set()  # the plans behind it were made for another outcome
-            raise
-        self._last_step_id = plan.step_id
-        return message_from_result(result, compute_us=(time.perf_counter_ns() - started) // 1000)
 
 
 @contextlib.contextmanager

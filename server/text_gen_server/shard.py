@@ -35,6 +35,8 @@ from text_gen_server.plan import NewSequence, PlanLimits, Row, SamplingParameter
 from text_gen_server.recorded import RecordedModel
 from text_gen_server.runner import PROMPT_LOGITS_BYTES, Runner
 from text_gen_server.sampling.choose import choose_sampler
+from text_gen_server.step_inputs import choose_inputs
+from text_gen_server.transfers import choose_transfers
 
 log = logging.getLogger("text_gen_server")
 
@@ -113,6 +115,11 @@ class Shard:
     @property
     def device_name(self) -> str:
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+
+    def claim_thread(self) -> None:
+        """Makes the calling thread one that works on this rank's device; before it calls anything else here."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
 
     def prepare(self, parameters: PrepareParameters) -> KVCacheSize:
         """Sizes and allocates the KV cache, runs a first small step and captures graphs. All ranks must call it, and again
@@ -212,7 +219,8 @@ class Shard:
         before = torch.cuda.memory_reserved(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
         _run_dummy_step(runner, num_tokens=limits.max_step_tokens)
-        activation_bytes = torch.cuda.max_memory_reserved(self.device) - before + PROMPT_LOGITS_BYTES
+        peak_bytes = torch.cuda.max_memory_reserved(self.device) - before
+        activation_bytes = peak_bytes + PROMPT_LOGITS_BYTES + runner.inputs.num_bytes
         if not isinstance(runner.model, GraphedModel):
             return activation_bytes, 0
         with torch.inference_mode():
@@ -227,12 +235,14 @@ class Shard:
             dtype=self.dtype,
             device=self.device,
         )
+        transfers = choose_transfers(self.device)
         return Runner(
             self._driven_model(kv_cache, limits),
             kv_cache=kv_cache,
             tensor_parallel=self.tensor_parallel,
             limits=replace(limits, num_blocks=num_blocks),
-            device=self.device,
+            transfers=transfers,
+            inputs=choose_inputs(self.device, limits, transfers),
             sample=choose_sampler(self.device, self.ops.summarize, self.ops.draw),
         )
 

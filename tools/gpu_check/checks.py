@@ -19,13 +19,15 @@ from text_gen_server.triton_kernels import activation, norm, paged_attention, pl
 from text_gen_server.triton_kernels.paged_attention import PagedKV, PagedRows, Scores
 
 from gpu_check.report import Check
+from gpu_check.stepping import Stepper, tokens_of
 from gpu_check.synthetic import EagerCapture, decode_step, make_cache, make_model, step_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from text_gen_server.attention.interface import Attention
     from text_gen_server.models.causal_lm import CausalLM
+    from text_gen_server.plan import StepPlan, StepResult
     from torch import Tensor
 
     from gpu_check.scale import Scale
@@ -33,6 +35,13 @@ if TYPE_CHECKING:
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 LOGIT_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.03}  # root mean square, in standard deviations of the logits
 IMPLEMENTATIONS = ("reference", "flash-attn", "torch-varlen", "triton")
+PROMPT_LEN = 11
+KINDS = (
+    SamplingParameters(num_top_tokens=2),
+    SamplingParameters(do_sample=True, seed=1, top_p=0.9),
+    SamplingParameters(do_sample=True, seed=2, temperature=1.5, top_k=20),
+    SamplingParameters(repetition_penalty=1.2),
+)
 ROWS = ((1, 1), (1, 33), (1, 300), (5, 70), (40, 40))  # tokens of the step, tokens in the KV cache
 
 
@@ -44,6 +53,7 @@ def run_checks(scale: Scale, device: torch.device) -> Iterator[Check]:
     yield from check_implementations(scale, device)
     yield check_logits(scale, device)
     yield check_graphs(scale, device)
+    yield from check_runner(scale, device)
 
 
 def check_attention_kernel(scale: Scale, device: torch.device) -> Iterator[Check]:
@@ -165,6 +175,27 @@ def check_graphs(scale: Scale, device: torch.device) -> Check:
     is_equal = torch.equal(*tokens)
     detail = f"{tokens[0].numel()} tokens of 3 rows with {attention.name}"
     return Check("greedy tokens of graphs and of eager steps", is_equal, detail)
+
+
+def check_runner(scale: Scale, device: torch.device) -> Iterator[Check]:
+    """Tokens of whole steps, greedy and drawn, change neither with graphs nor when steps are launched one ahead."""
+    config = scale.checked_model()
+    attention = choose_attention("auto" if device.type == "cuda" else "triton", device=device, config=config, dtype=scale.dtype)
+    model = make_model(config, scale.dtype, device, attention)
+    longest = PROMPT_LEN + scale.num_repeats + 1
+    stepper = Stepper(model, config, scale, device, batch=4, longest=longest, block_size=attention.default_block_size)
+
+    def run(drive: Callable[[list[StepPlan]], list[StepResult]]) -> list[list[int]]:
+        return tokens_of(drive([stepper.begin(PROMPT_LEN, KINDS), *(stepper.decode() for _ in range(scale.num_repeats))]))
+
+    eager = run(stepper.one_at_a_time)
+    stepper.with_graphs()
+    graphed = run(stepper.one_at_a_time)
+    ahead = run(stepper.one_ahead)
+    is_sound = min(min(step) for step in eager) >= 0
+    detail = f"{sum(map(len, eager))} tokens of 4 rows with {attention.name}"
+    yield Check("steps of the runner with graphs and without", is_sound and graphed == eager, detail)
+    yield Check("steps of the runner one ahead and one at a time", is_sound and ahead == graphed, detail)
 
 
 def _greedy(model: CausalLM, attention: Attention, scale: Scale, capture: Capture, device: torch.device) -> Tensor:

@@ -12,13 +12,13 @@ from text_gen_server.attention.choose import choose_attention
 from text_gen_server.cuda_graphs import CudaCapture, GraphedModel, GraphLimits
 from text_gen_server.distributed import TensorParallel
 from text_gen_server.kv_cache import KVCache
-from text_gen_server.plan import NewSequence, PlanLimits, Row, SamplingParameters, StepPlan
-from text_gen_server.runner import Runner
+from text_gen_server.plan import SamplingParameters
 from text_gen_server.sampling import fused, sampler
 from text_gen_server.sampling.processors import SamplingRow
 
 from gpu_check.report import Measurement
 from gpu_check.rooflines import decode_cost, least_seconds, prefill_cost
+from gpu_check.stepping import Stepper
 from gpu_check.synthetic import EagerCapture, decode_step, make_cache, make_model, step_of
 from gpu_check.timing import device_seconds, synchronize, wall_seconds
 
@@ -156,55 +156,40 @@ def measure_prefill(model: CausalLM, attention: Attention, machine: Machine) -> 
 
 
 def measure_host(model: CausalLM, attention: Attention, machine: Machine) -> Measurement:
-    """How much longer a step of the runner takes than its work on the device: the time for which the device is idle."""
-    scale = machine.scale
+    """For how long the device is idle between steps: the time of a step through the runner, less its work on the device."""
+    scale, device = machine.scale, machine.device
     batch, context = scale.decode_batches[-1], scale.decode_contexts[0]
-    _runner_seconds(model, attention, machine, batch, context)  # what is compiled once is not counted
-    _free(machine.device)
-    wall = _runner_seconds(model, attention, machine, batch, context)
-    _free(machine.device)
-    busy = _decode_seconds(model, attention, machine, batch, context)
+    busy = _step_seconds(model, attention, machine, batch, context)
+    _free(device)
+    longest = context + 4 * (scale.num_repeats + 2)
+    block_size = attention.default_block_size
+    stepper = Stepper(model, scale.model, scale, device, batch=batch, longest=longest, block_size=block_size).with_graphs()
+    stepper.runner.step(stepper.begin(context, (SamplingParameters(),), is_computed=True))
+    seconds = []
+    for drive in (stepper.one_ahead, stepper.one_at_a_time) * 2:  # what is compiled once is not counted: the second round is
+        plans = [stepper.decode() for _ in range(scale.num_repeats)]
+        seconds.append(wall_seconds(partial(drive, plans), device, 1) / scale.num_repeats)
+    ahead, alone = seconds[2:]
     return Measurement(
         f"host, batch {batch}, context {context}, {attention.name}",
-        f"{(wall - busy) * 1e6:.0f} us a step",
-        f"{wall * 1e3:.3g} ms in the runner, {busy * 1e3:.3g} ms on the device; goal 150 us at batch 256",
+        f"{(ahead - busy) * 1e6:.0f} us a step one ahead, {(alone - busy) * 1e6:.0f} us one at a time",
+        f"{ahead * 1e3:.3g}, {alone * 1e3:.3g} ms in the runner, {busy * 1e3:.3g} ms on the device; goal: 150 us idle",
     )
 
 
-def _runner_seconds(model: CausalLM, attention: Attention, machine: Machine, batch: int, context: int) -> float:
-    """Seconds of a greedy decode step through the runner, about `context` tokens into each sequence."""
-    scale, block_size = machine.scale, attention.default_block_size
-    longest = context + scale.num_repeats + 2
-    graphed, cache = _graphed(model, machine, batch, longest, block_size)
-    limits = PlanLimits(
-        vocab_size=scale.model.vocab_size,
-        num_blocks=cache.num_blocks,
-        block_size=block_size,
-        max_total_tokens=longest,
-        max_batch_size=batch,
-        max_step_tokens=batch,
-    )
-    runner = Runner(
-        graphed,
-        kv_cache=cache,
-        tensor_parallel=TensorParallel.single(),
-        limits=limits,
-        device=machine.device,
-        sample=fused.sample,
-    )
-    blocks = -(-longest // block_size)
-    # All but the last token count as computed: what is in the blocks does not matter for the time.
-    new = tuple(
-        NewSequence(sequence_id=n, token_ids=(1,) * context, prompt_len=context, num_computed_tokens=context - 1)
-        for n in range(batch)
-    )
-    rows = tuple(
-        Row(sequence_id=n, num_scheduled_tokens=1, new_block_ids=tuple(range(n * blocks, (n + 1) * blocks)))
-        for n in range(batch)
-    )
-    runner.step(StepPlan(step_id=0, new_sequences=new, rows=rows))
-    plan = StepPlan(step_id=1, rows=tuple(Row(sequence_id=n, num_scheduled_tokens=1) for n in range(batch)))
-    return wall_seconds(lambda: runner.step(plan), machine.device, scale.num_repeats)
+def _step_seconds(model: CausalLM, attention: Attention, machine: Machine, batch: int, context: int) -> float:
+    """Seconds of a greedy decode step on the device, sampled as the runner does it."""
+    scale, device, block_size = machine.scale, machine.device, attention.default_block_size
+    graphed, cache = _graphed(model, machine, batch, context, block_size)
+    inputs = decode_step(torch.zeros(batch, dtype=torch.int64, device=device), [context] * batch, block_size)
+    rows = [SamplingRow(SamplingParameters(), np.zeros(context, dtype=np.int64), context)] * batch
+
+    def compute() -> None:
+        logits = graphed.logits(graphed.forward(**inputs, kv_cache=cache))
+        assert logits is not None, "one rank has logits"
+        fused.sample(logits, rows)
+
+    return device_seconds(compute, device, scale.num_repeats)
 
 
 def _free(device: torch.device) -> None:

@@ -3,6 +3,7 @@
 Equal histories give bit-equal logits however they were computed, so what differs in a test is the runtime's fault.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from text_gen_server.plan import (
 from text_gen_server.runner import Runner
 from text_gen_server.sampling.rng import uniform
 from text_gen_server.sampling.sampler import sample
+from text_gen_server.step_inputs import HostInputs, StepInputs
+from text_gen_server.transfers import HostTransfers, Transfers
 from torch import Tensor
 
 CPU = torch.device("cpu")
@@ -76,7 +79,13 @@ def hash_of(tokens: list[int]) -> int:
 
 
 def fake_runner(
-    babbling_folder: Path, *, num_blocks: int = 64, block_size: int = 4, tensor_parallel: TensorParallel | None = None
+    babbling_folder: Path,
+    *,
+    num_blocks: int = 64,
+    block_size: int = 4,
+    tensor_parallel: TensorParallel | None = None,
+    transfers: Transfers | None = None,
+    make_inputs: Callable[[PlanLimits, Transfers], StepInputs] = HostInputs,
 ) -> Runner:
     config = replace(load_model_config(babbling_folder), num_layers=1, num_kv_heads=1, head_dim=1, vocab_size=VOCABULARY)
     tensor_parallel = tensor_parallel or TensorParallel.single()
@@ -96,12 +105,14 @@ def fake_runner(
         max_batch_size=16,
         max_step_tokens=200,
     )
+    transfers = transfers or HostTransfers()
     return Runner(
         FakeModel(),
         kv_cache=kv_cache,
         tensor_parallel=tensor_parallel,
         limits=limits,
-        device=CPU,
+        transfers=transfers,
+        inputs=make_inputs(limits, transfers),
         sample=sample,
     )
 

@@ -31,6 +31,8 @@ def test_a_dry_run_checks_and_measures_everything(
         "| attention triton | passed | largest error",
         "| attention torch-varlen | passed | not here: attention 'torch-varlen' needs an NVIDIA GPU",
         "| greedy tokens of graphs and of eager steps | passed |",
+        "| steps of the runner with graphs and without | passed |",
+        "| steps of the runner one ahead and one at a time | passed |",
         "| copy |",
         "| decode, batch 2, context 18, triton |",
         "| prefill of 20 tokens, triton |",

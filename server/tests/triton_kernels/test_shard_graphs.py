@@ -78,6 +78,17 @@ def test_the_kv_cache_is_sized_from_what_the_worst_step_and_the_graphs_leave(
     assert 0 <= graph_bytes - (10 * MIB + 2 * LEAST_GRAPH_BYTES) < MIB
 
 
+def test_the_thread_of_the_model_takes_the_device_of_its_rank(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    shard = make_shard(folder, None)
+    shard.claim_thread()
+    assert taken == []
+    shard.device = torch.device("cuda", 3)
+    shard.claim_thread()
+    assert taken == [torch.device("cuda", 3)]
+
+
 def test_on_a_cpu_sizes_of_graphs_are_a_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     make_shard(folder, (0,))
     assert caplog.text == ""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from text_gen_server.plan import SamplingParameters
+from text_gen_server.transfers import upload
 
 # How many of the most likely tokens are looked at before a whole row is sorted, which costs a CPU milliseconds a row.
 NUM_CANDIDATES = (1024, 8192)
@@ -41,13 +42,13 @@ def _apply(find: Callable[[Tensor, list[float]], Tensor], scores: Tensor, values
     if len(chosen) == len(values):
         scores.masked_fill_(find(scores, asked), -math.inf)
     elif chosen:
-        index = torch.tensor(chosen, device=scores.device)
+        index = upload(torch.tensor(chosen), scores.device)
         part = scores[index]
         scores[index] = part.masked_fill_(find(part, asked), -math.inf)
 
 
 def _top_k(scores: Tensor, values: list[float]) -> Tensor:
-    last = torch.tensor([int(value) - 1 for value in values], device=scores.device)
+    last = upload(torch.tensor([int(value) - 1 for value in values]), scores.device)
     largest = scores.topk(int(max(values))).values
     return scores < largest.gather(-1, last.unsqueeze(1))
 
@@ -102,4 +103,4 @@ def _covering_key_among(count: int, keys: Tensor, probabilities: Tensor, mass: T
 
 
 def _column(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=like.device).unsqueeze(1)
+    return upload(torch.tensor(values, dtype=torch.float32), like.device).unsqueeze(1)

@@ -15,6 +15,7 @@ from torch import Tensor
 from text_gen_server.sampling.processors import SamplingRow, process
 from text_gen_server.sampling.rng import to_signed
 from text_gen_server.sampling.sampler import Samples
+from text_gen_server.transfers import upload
 from text_gen_server.triton_kernels.sampler import DrawParameters, choose_tokens, count_tokens, most_likely, penalize_
 
 WORD_BITS = 32
@@ -50,9 +51,9 @@ def _process(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     for target, row in zip(token_ids, chosen, strict=True):
         target[: len(row.token_ids)] = row.token_ids
     counts = count_tokens(
-        torch.from_numpy(token_ids).to(device),
-        torch.from_numpy(lens).to(device),
-        torch.tensor([row.prompt_len for row in chosen], device=device),
+        upload(torch.from_numpy(token_ids), device),
+        upload(torch.from_numpy(lens), device),
+        upload(torch.tensor([row.prompt_len for row in chosen]), device),
         logits.shape[1],
     )
     penalties = [
@@ -60,9 +61,9 @@ def _process(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     ]
     penalize_(
         processed,
-        torch.tensor(penalized, device=device),
+        upload(torch.tensor(penalized), device),
         counts,
-        torch.tensor(penalties, dtype=torch.float32, device=device),
+        upload(torch.tensor(penalties, dtype=torch.float32), device),
     )
     return process(processed, [_without_penalties(row) if _is_penalized(row) else row for row in rows])
 
@@ -91,9 +92,13 @@ def _draw_parameters(rows: Sequence[SamplingRow], device: torch.device) -> DrawP
         (int(row.parameters.do_sample), min(row.parameters.top_k, 2**31), to_signed(row.parameters.seed), row.position)
         for row in rows
     ]
-    return DrawParameters(
-        torch.tensor(numbers, dtype=torch.float32, device=device), torch.tensor(integers, dtype=torch.int64, device=device)
-    )
+    # One copy for both: the numbers lie behind the integers.
+    packed = np.empty(6 * len(rows), dtype=np.int64)
+    split = 4 * len(rows)
+    packed[:split].reshape(-1, 4)[:] = integers
+    packed[split:].view(np.float32).reshape(-1, 4)[:] = numbers
+    on_device = upload(torch.from_numpy(packed), device)
+    return DrawParameters(on_device[split:].view(torch.float32).view(-1, 4), on_device[:split].view(-1, 4))
 
 
 def _allowed_bits(masks: Mapping[int, bytes], logits: Tensor) -> Tensor:
@@ -104,4 +109,4 @@ def _allowed_bits(masks: Mapping[int, bytes], logits: Tensor) -> Tensor:
         given = np.frombuffer(mask, dtype=np.uint8)[:num_bytes]
         bits[n, : len(given)] = given
         bits[n, len(given) :] = 0
-    return torch.from_numpy(bits.view(np.int32)).to(logits.device)
+    return upload(torch.from_numpy(bits.view(np.int32)), logits.device)

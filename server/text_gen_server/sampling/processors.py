@@ -15,6 +15,7 @@ from torch import Tensor
 
 from text_gen_server.plan import SamplingParameters
 from text_gen_server.sampling.watermark import green
+from text_gen_server.transfers import upload
 
 LARGEST = torch.finfo(torch.float32).max
 
@@ -26,6 +27,17 @@ class SamplingRow:
     parameters: SamplingParameters
     token_ids: NDArray[np.int64]  # [L], prompt and generated tokens
     prompt_len: int
+
+    @property
+    def reads_history(self) -> bool:
+        """Whether the choice depends on what the tokens are, and not on their number alone."""
+        parameters = self.parameters
+        return (
+            parameters.repetition_penalty != 1
+            or parameters.frequency_penalty != 0
+            or parameters.presence_penalty != 0
+            or parameters.watermark_delta != 0
+        )
 
     @property
     def position(self) -> int:
@@ -69,9 +81,9 @@ def apply_masks(logits: Tensor, masks: Mapping[int, bytes]) -> Tensor:
     chosen = list(masks)
     packed = np.stack([np.frombuffer(masks[n], dtype=np.uint8) for n in chosen])
     allowed = np.unpackbits(packed, axis=1, count=logits.shape[-1], bitorder="little").view(np.bool_)
-    index = torch.tensor(chosen, device=logits.device)
+    index = upload(torch.tensor(chosen), logits.device)
     logits = logits.clone()
-    logits[index] = logits[index].masked_fill_(~torch.from_numpy(allowed).to(logits.device), -math.inf)
+    logits[index] = logits[index].masked_fill_(~upload(torch.from_numpy(allowed), logits.device), -math.inf)
     return logits
 
 
@@ -88,9 +100,9 @@ def _bans(row: SamplingRow) -> bool:
 def _penalize_repetition(logits: Tensor, rows: Sequence[SamplingRow], chosen: list[int]) -> None:
     """Divides positive and multiplies negative logits of seen tokens (Keskar et al.: CTRL, 2019)."""
     # A repeated id is written several times with the same value, so padding with an id of the same row is harmless.
-    seen = _padded([rows[n].token_ids for n in chosen]).to(logits.device)
+    seen = upload(_padded([rows[n].token_ids for n in chosen]), logits.device)
     penalty = _column([rows[n].parameters.repetition_penalty for n in chosen], logits.device)
-    index = torch.tensor(chosen, device=logits.device).unsqueeze(1)
+    index = upload(torch.tensor(chosen), logits.device).unsqueeze(1)
     scores = logits[index, seen]
     logits[index, seen] = torch.where(scores > 0, scores / penalty, scores * penalty)
 
@@ -104,35 +116,36 @@ def _penalize_counts(logits: Tensor, rows: Sequence[SamplingRow], chosen: list[i
         counts.append(row_counts)
         owners.append(np.full(len(row_ids), owner))
     device = logits.device
-    owner_idx = torch.from_numpy(np.concatenate(owners)).to(device)
-    count = torch.from_numpy(np.concatenate(counts)).to(device)
-    frequency = torch.tensor([rows[n].parameters.frequency_penalty for n in chosen], device=device)[owner_idx]
-    presence = torch.tensor([rows[n].parameters.presence_penalty for n in chosen], device=device)[owner_idx]
-    row_idx = torch.tensor(chosen, device=device)[owner_idx]
-    logits[row_idx, torch.from_numpy(np.concatenate(ids)).to(device)] -= count * frequency + presence
+    owner_idx = upload(torch.from_numpy(np.concatenate(owners)), device)
+    count = upload(torch.from_numpy(np.concatenate(counts)), device)
+    frequency = upload(torch.tensor([rows[n].parameters.frequency_penalty for n in chosen]), device)[owner_idx]
+    presence = upload(torch.tensor([rows[n].parameters.presence_penalty for n in chosen]), device)[owner_idx]
+    row_idx = upload(torch.tensor(chosen), device)[owner_idx]
+    logits[row_idx, upload(torch.from_numpy(np.concatenate(ids)), device)] -= count * frequency + presence
 
 
 def _add_bias(logits: Tensor, rows: Sequence[SamplingRow], chosen: list[int]) -> None:
     entries = [(n, token_id, bias) for n in chosen for token_id, bias in rows[n].parameters.logit_bias]
     row_idx, ids, biases = zip(*entries, strict=True)
     device = logits.device
-    index = (torch.tensor(row_idx, device=device), torch.tensor(ids, device=device))
-    logits.index_put_(index, torch.tensor(biases, dtype=torch.float32, device=device), accumulate=True)
+    index = (upload(torch.tensor(row_idx), device), upload(torch.tensor(ids), device))
+    logits.index_put_(index, upload(torch.tensor(biases, dtype=torch.float32), device), accumulate=True)
 
 
 def _raise_green(logits: Tensor, rows: Sequence[SamplingRow], chosen: list[int]) -> None:
     device = logits.device
-    previous = torch.tensor([int(rows[n].token_ids[-1]) for n in chosen], device=device)
-    gammas = torch.tensor([rows[n].parameters.watermark_gamma for n in chosen], dtype=torch.float64, device=device)
+    previous = upload(torch.tensor([int(rows[n].token_ids[-1]) for n in chosen]), device)
+    gammas = upload(torch.tensor([rows[n].parameters.watermark_gamma for n in chosen], dtype=torch.float64), device)
     deltas = _column([rows[n].parameters.watermark_delta for n in chosen], device)
-    logits[torch.tensor(chosen, device=device)] += green(previous, gammas, logits.shape[-1]) * deltas
+    logits[upload(torch.tensor(chosen), device)] += green(previous, gammas, logits.shape[-1]) * deltas
 
 
 def _ban_end_tokens(logits: Tensor, rows: Sequence[SamplingRow], chosen: list[int]) -> None:
     # The lowest number, not minus infinity: should nothing else be left, there is still a distribution.
     entries = [(n, token_id) for n in chosen for token_id in rows[n].parameters.end_token_ids]
     row_idx, ids = zip(*entries, strict=True)
-    logits[torch.tensor(row_idx, device=logits.device), torch.tensor(ids, device=logits.device)] = -LARGEST
+    index = (upload(torch.tensor(row_idx), logits.device), upload(torch.tensor(ids), logits.device))
+    logits[index] = -LARGEST
 
 
 def _padded(rows: list[NDArray[np.int64]]) -> Tensor:
@@ -145,4 +158,4 @@ def _padded(rows: list[NDArray[np.int64]]) -> Tensor:
 
 
 def _column(values: list[float], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=device).unsqueeze(1)
+    return upload(torch.tensor(values, dtype=torch.float32), device).unsqueeze(1)

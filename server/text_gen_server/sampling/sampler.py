@@ -15,6 +15,7 @@ from text_gen_server.sampling.processors import SamplingRow, apply_masks, proces
 from text_gen_server.sampling.rng import to_signed, uniform
 from text_gen_server.sampling.summary import Summarize, log_normalizer
 from text_gen_server.sampling.summary import summarize as summarize_by_pytorch
+from text_gen_server.transfers import upload
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ def draw(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     probabilities = filter_logits(logits, [row.parameters for row in rows]).softmax(-1)
     # On a CPU a float32 running sum is carried in float64 anyway; elsewhere it is a tree of sums and needs the width.
     cumulative = probabilities.cumsum(-1, dtype=torch.float32 if device.type == "cpu" else torch.float64)
-    seeds = torch.tensor([to_signed(row.parameters.seed) for row in rows], device=device)
-    positions = torch.tensor([row.position for row in rows], device=device)
+    seeds = upload(torch.tensor([to_signed(row.parameters.seed) for row in rows]), device)
+    positions = upload(torch.tensor([row.position for row in rows]), device)
     total = cumulative[:, -1]
     # Rounding must not lift the target to the total, which nothing is above.
     target = torch.minimum((uniform(seeds, positions) * total).to(cumulative.dtype), total.nextafter(torch.zeros_like(total)))
@@ -82,7 +83,7 @@ def sample(
     token_ids = summary.largest if processed is raw else summarize(processed).largest
     drawn = [n for n, row in enumerate(rows) if row.parameters.do_sample]
     if drawn:
-        index = torch.tensor(drawn, device=logits.device)
+        index = upload(torch.tensor(drawn), logits.device)
         part = processed if len(drawn) == len(rows) else processed[index]
         token_ids[index] = draw(part, [rows[n] for n in drawn])
     token_ids = token_ids.masked_fill_(~is_finite, 0)
