@@ -28,11 +28,13 @@ from text_gen_server.ops.choose import choose_cpu_dtype, choose_ops
 from text_gen_server.ops.native import NativeOps
 from text_gen_server.plan import NewSequence, PlanLimits, Row, SamplingParameters, StepPlan
 from text_gen_server.runner import PROMPT_LOGITS_BYTES, Runner
+from text_gen_server.weights import read_kv_scales
 
 log = logging.getLogger("text_gen_server")
 
 RENDEZVOUS_FILE = "tensor-parallel"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+KV_DTYPES = {"fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,7 @@ class ShardOptions:
     device: str = "auto"  # cpu, cuda or auto
     attention: str = "auto"
     quantize: str | None = None  # a key of QUANTIZED_BITS, or FP8
+    kv_cache_dtype: str = "auto"  # a key of KV_DTYPES, or auto
     cuda_memory_fraction: float = 1.0
     num_threads: int = 1
 
@@ -81,7 +84,9 @@ class Shard:
         )
         # One pool of threads has the cores. PyTorch's would wait for its next work in a loop, beside a kernel of ours.
         torch.set_num_threads(1 if self.ops.name == NativeOps.name else options.num_threads)
-        self.attention = choose_attention(options.attention, device=self.device, dtype=self.dtype, config=config)
+        self.kv_dtype = _choose_kv_dtype(options, self.dtype, self.device)
+        self.kv_scales = read_kv_scales(options.model_dir, config.num_layers) if self.kv_dtype.itemsize == 1 else None
+        self.attention = choose_attention(options.attention, device=self.device, dtype=self.kv_dtype, config=config)
         if (self.ops.name == NativeOps.name) != (self.attention.name == NativeAttention.name):
             raise ValueError(f"attention {self.attention.name!r} does not fit the operations of {self.dtype} here; use auto")
         self.tensor_parallel = _join_ranks(options, self.device)
@@ -154,7 +159,7 @@ class Shard:
         )
 
     def _capacity_request(self, parameters: PrepareParameters, limits: PlanLimits) -> CapacityRequest:
-        bytes_per_token = KVCache.bytes_per_token(self.config, self.tensor_parallel, self.dtype)
+        bytes_per_token = KVCache.bytes_per_token(self.config, self.tensor_parallel, self.kv_dtype)
         # PyTorch's attention on a CPU copies the K/V of one layer at a time, padded to at most twice the length.
         copied = 2 * bytes_per_token // self.config.num_layers if self.attention.name == "cpu" else 0
         return CapacityRequest(
@@ -193,8 +198,9 @@ class Shard:
             tensor_parallel=self.tensor_parallel,
             num_blocks=num_blocks,
             block_size=limits.block_size,
-            dtype=self.dtype,
+            dtype=self.kv_dtype,
             device=self.device,
+            scales=self.kv_scales,
         )
         return Runner(
             self.model,
@@ -247,6 +253,14 @@ def _choose_dtype(options: ShardOptions, config: ModelConfig, device: torch.devi
         return dtype
     # Other checkpoints would lose digits in bf16, and PyTorch is slow in float16 on most processors.
     return torch.float32
+
+
+def _choose_kv_dtype(options: ShardOptions, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    if options.kv_cache_dtype == "auto":
+        return dtype
+    if device.type == "cpu":
+        raise ValueError(f"kv-cache-dtype {options.kv_cache_dtype} works on GPUs only; remove it")
+    return KV_DTYPES[options.kv_cache_dtype]
 
 
 def _join_ranks(options: ShardOptions, device: torch.device) -> TensorParallel:

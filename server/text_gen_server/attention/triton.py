@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from text_gen_server.fp8_config import KVScales
 from text_gen_server.triton_kernels.paged_attention import PagedKV, PagedRows, Scores, choose_num_splits, paged_attention
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ class PreparedTriton:
         )
 
     def attend(self, layer: int, query: Tensor, sliding_window: int | None) -> Tensor:
-        kv = PagedKV(self.kv_cache.keys[layer], self.kv_cache.values[layer])
+        scales = KVScales(1.0, 1.0) if self.kv_cache.scales is None else self.kv_cache.scales[layer]
+        kv = PagedKV(self.kv_cache.keys[layer], self.kv_cache.values[layer], scales.key, scales.value)
         num_splits = self.num_splits.get(sliding_window)
         if num_splits is None:
             num_splits = self.num_splits[sliding_window] = choose_num_splits(

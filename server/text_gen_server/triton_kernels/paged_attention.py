@@ -31,7 +31,7 @@ TILE_DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloa
 class PagedKV:
     """One layer of the KV cache."""
 
-    key: Tensor  # [NB, BS, KH, D] float32, float16, bfloat16 or float8_e4m3fn
+    key: Tensor  # [NB, BS, KH, D] float32, float16, bfloat16, float8_e4m3fn or float8_e5m2
     value: Tensor  # as key
     key_scale: float = 1.0  # what a stored key is multiplied by
     value_scale: float = 1.0
