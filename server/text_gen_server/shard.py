@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from text_gen_server.attention.choose import choose_attention
+from text_gen_server.attention.interface import CompiledAttention
 from text_gen_server.attention.native import NativeAttention
 from text_gen_server.config import ModelConfig, model_fingerprint
 from text_gen_server.distributed import TensorParallel
@@ -118,9 +119,17 @@ class Shard:
         size = self._agree_on_size(parameters, limits)
         log.info("KV cache: %s", size.arithmetic)
         self.runner = self._new_runner(limits, size.num_blocks)
+        self._compile_kernels(self.runner.kv_cache)
         _run_dummy_step(self.runner, num_tokens=min(8, limits.max_step_tokens, limits.max_total_tokens, size.num_tokens))
         self._prepared = (parameters, size)
         return size
+
+    def _compile_kernels(self, kv_cache: KVCache) -> None:
+        """So that no request waits for a compiler. The other kernels have one form each, which the first steps compile."""
+        if self.device.type == "cuda" and isinstance(self.attention, CompiledAttention):
+            heads = self.tensor_parallel.split(self.config.num_heads, "attention heads")
+            num_heads = heads.stop - heads.start
+            self.attention.compile_kernels(kv_cache, num_heads=num_heads, dtype=self.ops.activation_dtype)
 
     def is_prepared_otherwise(self, parameters: PrepareParameters) -> bool:
         return self._prepared is not None and self._prepared[0] != parameters

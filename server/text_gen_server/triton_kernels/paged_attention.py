@@ -177,7 +177,18 @@ def _row_of_tile(query_start, num_rows, tile, QUERIES: tl.constexpr):
     return low
 
 
-@triton.jit
+# Batch sizes and lengths change from step to step; none of them may need a compilation of its own while requests wait.
+@triton.jit(
+    do_not_specialize=[
+        "query_start",
+        "kv_lens",
+        "block_tables",
+        "num_rows",
+        "num_tokens",
+        "window",
+        "stride_table",
+    ]
+)
 def _attend_tile(
     out,  # [T, H, D], or with splits [NUM_SPLITS, T, H, D] float32, each part normalized by itself
     out_lse,  # with splits [NUM_SPLITS, T, H] float32, log2 of each part's sum
@@ -277,7 +288,7 @@ def _attend_tile(
         tl.store(out_lse + row_of_output, lse, mask=is_query)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _join_splits(
     out,  # [T, H, D]
     parts,  # [NUM_SPLITS, T, H, D] float32

@@ -92,7 +92,7 @@ def _write_halves(target, first, second, half, mask, HALF: tl.constexpr, LARGEST
     tl.store(target + half[None, :] + HALF, second.to(target.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slot_mapping"])
 def _rotate_and_write(
     heads,
     cos,
