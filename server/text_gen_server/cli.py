@@ -50,7 +50,7 @@ def command() -> None:
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--attention", default="auto", show_default=True, help="Attention implementation.")
 @click.option("--quantize", type=click.Choice(["int8", "int4", "fp8"]), help="Round weights when they are loaded.")
-@click.option("--kv-cache-dtype", type=click.Choice(["auto"]), default="auto", show_default=True, help="auto: as --dtype.")
+@click.option("--kv-cache-dtype", type=click.Choice(["auto", "fp8_e4m3fn", "fp8_e5m2"]), default="auto", show_default=True)
 @click.option("--rope-scaling", type=click.Choice(["linear", "dynamic"]), help="Replaces the model's own.")
 @click.option("--rope-factor", type=click.FloatRange(min=1.0), help="Stretch of the positions.")
 @click.option("--cuda-memory-fraction", type=click.FloatRange(0.0, 1.0, min_open=True), default=1.0, show_default=True)
@@ -69,7 +69,7 @@ def serve(
     device: str,
     attention: str,
     quantize: str | None,
-    kv_cache_dtype: str,  # noqa: ARG001 - there is one choice so far
+    kv_cache_dtype: str,
     rope_scaling: str | None,
     rope_factor: float | None,
     cuda_memory_fraction: float,
@@ -104,6 +104,7 @@ def serve(
         device=device,
         attention=attention,
         quantize=quantize,
+        kv_cache_dtype=kv_cache_dtype,
         cuda_memory_fraction=cuda_memory_fraction,
         cuda_graphs=cuda_graphs,
         num_threads=num_threads or max(1, usable_cores() // world_size),

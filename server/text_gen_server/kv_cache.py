@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from text_gen_server.config import ModelConfig
     from text_gen_server.distributed import TensorParallel
+    from text_gen_server.fp8_config import KVScales
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class KVCache:
     values: tuple[Tensor, ...]  # per layer [NB, BS, KH, D]
     _key_slots: tuple[Tensor, ...]  # per layer [NB * BS + 1, KH, D], the same memory and one slot for what is not to be kept
     _value_slots: tuple[Tensor, ...]
+    scales: tuple[KVScales, ...] | None = None  # per layer, where the cache is in fp8
 
     @classmethod
     def allocate(
@@ -39,6 +41,7 @@ class KVCache:
         block_size: int,
         dtype: torch.dtype,
         device: torch.device,
+        scales: tuple[KVScales, ...] | None = None,
     ) -> KVCache:
         """Zeroed, so that slots never written hold finite numbers: attention multiplies masked values by zero."""
         heads = tensor_parallel.split_kv_heads(config.num_kv_heads)
@@ -47,7 +50,7 @@ class KVCache:
         keys, values = (
             tuple(layer[:-1].view(num_blocks, block_size, *shape[1:]) for layer in slots) for slots in (key_slots, value_slots)
         )
-        return cls(num_blocks, block_size, keys, values, key_slots, value_slots)
+        return cls(num_blocks, block_size, keys, values, key_slots, value_slots, scales)
 
     @staticmethod
     def bytes_per_token(config: ModelConfig, tensor_parallel: TensorParallel, dtype: torch.dtype) -> int:
@@ -63,7 +66,8 @@ class KVCache:
     def clear_blocks(self, block_ids: Tensor) -> None:
         """Sets blocks to zero in all layers. block_ids: [any] int64"""
         for layer in (*self.keys, *self.values):
-            layer.index_fill_(0, block_ids, 0)
+            # Zero has no bit set, and PyTorch cannot fill fp8.
+            (layer.view(torch.uint8) if layer.element_size() == 1 else layer).index_fill_(0, block_ids, 0)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

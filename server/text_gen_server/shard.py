@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from text_gen_server.attention.choose import choose_attention
+from text_gen_server.attention.interface import CompiledAttention
 from text_gen_server.attention.native import NativeAttention
 from text_gen_server.config import ModelConfig, model_fingerprint
 from text_gen_server.cuda_graphs import GraphedModel, GraphLimits, choose_capture, graph_sizes
@@ -37,11 +38,13 @@ from text_gen_server.runner import PROMPT_LOGITS_BYTES, Runner
 from text_gen_server.sampling.choose import choose_sampler
 from text_gen_server.step_inputs import choose_inputs
 from text_gen_server.transfers import choose_transfers
+from text_gen_server.weights import read_kv_scales
 
 log = logging.getLogger("text_gen_server")
 
 RENDEZVOUS_FILE = "tensor-parallel"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+KV_DTYPES = {"fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,7 @@ class ShardOptions:
     device: str = "auto"  # cpu, cuda or auto
     attention: str = "auto"
     quantize: str | None = None  # a key of QUANTIZED_BITS, or FP8
+    kv_cache_dtype: str = "auto"  # a key of KV_DTYPES, or auto
     cuda_memory_fraction: float = 1.0
     cuda_graphs: tuple[int, ...] | None = None  # batch sizes to capture, 0 = none; None = chosen here
     num_threads: int = 1
@@ -91,7 +95,9 @@ class Shard:
         )
         # One pool of threads has the cores. PyTorch's would wait for its next work in a loop, beside a kernel of ours.
         torch.set_num_threads(1 if self.ops.name == NativeOps.name else options.num_threads)
-        self.attention = choose_attention(options.attention, device=self.device, dtype=self.dtype, config=config)
+        self.kv_dtype = _choose_kv_dtype(options, self.dtype, self.device)
+        self.kv_scales = read_kv_scales(options.model_dir, config.num_layers) if self.kv_dtype.itemsize == 1 else None
+        self.attention = choose_attention(options.attention, device=self.device, dtype=self.kv_dtype, config=config)
         if (self.ops.name == NativeOps.name) != (self.attention.name == NativeAttention.name):
             raise ValueError(f"attention {self.attention.name!r} does not fit the operations of {self.dtype} here; use auto")
         self.tensor_parallel = _join_ranks(options, self.device)
@@ -134,6 +140,7 @@ class Shard:
         size = self._agree_on_size(parameters, limits)
         log.info("KV cache: %s", size.arithmetic)
         self.runner = self._new_runner(limits, size.num_blocks)
+        self._compile_kernels(self.runner.kv_cache)
         _run_dummy_step(self.runner, num_tokens=min(8, limits.max_step_tokens, limits.max_total_tokens, size.num_tokens))
         if isinstance(self.runner.model, GraphedModel):
             self._capture_graphs(self.runner.model)
@@ -145,6 +152,13 @@ class Shard:
         with torch.inference_mode():
             graphed.capture_all()
         log.info("captured CUDA graphs of %s rows in %.1f s", list(graphed.graphs), time.monotonic() - started)
+
+    def _compile_kernels(self, kv_cache: KVCache) -> None:
+        """So that no request waits for a compiler. The other kernels have one form each, which the first steps compile."""
+        if self.device.type == "cuda" and isinstance(self.attention, CompiledAttention):
+            heads = self.tensor_parallel.split(self.config.num_heads, "attention heads")
+            num_heads = heads.stop - heads.start
+            self.attention.compile_kernels(kv_cache, num_heads=num_heads, dtype=self.ops.activation_dtype)
 
     def is_prepared_otherwise(self, parameters: PrepareParameters) -> bool:
         return self._prepared is not None and self._prepared[0] != parameters
@@ -183,7 +197,7 @@ class Shard:
         )
 
     def _capacity_request(self, parameters: PrepareParameters, limits: PlanLimits) -> CapacityRequest:
-        bytes_per_token = KVCache.bytes_per_token(self.config, self.tensor_parallel, self.dtype)
+        bytes_per_token = KVCache.bytes_per_token(self.config, self.tensor_parallel, self.kv_dtype)
         # PyTorch's attention on a CPU copies the K/V of one layer at a time, padded to at most twice the length.
         copied = 2 * bytes_per_token // self.config.num_layers if self.attention.name == "cpu" else 0
         return CapacityRequest(
@@ -232,8 +246,9 @@ class Shard:
             tensor_parallel=self.tensor_parallel,
             num_blocks=num_blocks,
             block_size=limits.block_size,
-            dtype=self.dtype,
+            dtype=self.kv_dtype,
             device=self.device,
+            scales=self.kv_scales,
         )
         transfers = choose_transfers(self.device)
         return Runner(
@@ -303,6 +318,14 @@ def _choose_dtype(options: ShardOptions, config: ModelConfig, device: torch.devi
         return dtype
     # Other checkpoints would lose digits in bf16, and PyTorch is slow in float16 on most processors.
     return torch.float32
+
+
+def _choose_kv_dtype(options: ShardOptions, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    if options.kv_cache_dtype == "auto":
+        return dtype
+    if device.type == "cpu":
+        raise ValueError(f"kv-cache-dtype {options.kv_cache_dtype} works on GPUs only; remove it")
+    return KV_DTYPES[options.kv_cache_dtype]
 
 
 def _join_ranks(options: ShardOptions, device: torch.device) -> TensorParallel:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from text_gen_server.checkpoint import TensorEntry, read_checkpoint
+from text_gen_server.file_copies import copy_tensors
 from text_gen_server.fp8_config import KEY_SCALES, VALUE_SCALES, KVScales
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from torch import Tensor
@@ -65,12 +66,10 @@ def load_weights(folder: Path, wanted: Iterable[WantedTensor], *, ignored: froze
     if problems:
         listed = "\n".join(f"  {problem}" for problem in problems)
         raise ValueError(f"the weights do not fit the model ({len(problems)} problems):\n{listed}")
-    by_file: dict[Path, list[tuple[TensorEntry, WantedTensor]]] = {}
-    for tensor in wanted:
-        entry = checkpoint.tensors[tensor.name]
-        by_file.setdefault(entry.file, []).append((entry, tensor))
-    for file, pairs in by_file.items():
-        _read_file(file, sorted(pairs, key=lambda pair: pair[0].begin))
+    pairs = _pairs([(checkpoint.tensors[tensor.name], tensor) for tensor in wanted])
+    devices = {tensor.target.device for tensor in wanted}
+    assert len(devices) == 1, "a rank has one device"
+    copy_tensors(pairs, devices.pop())
 
 
 def read_kv_scales(folder: Path, num_layers: int) -> tuple[KVScales, ...]:
@@ -122,20 +121,28 @@ def _mismatches(
     return problems
 
 
-def _read_file(file: Path, pairs: list[tuple[TensorEntry, WantedTensor]]) -> None:
-    """`pairs` in the order of the file, so that the disk is read ahead."""
-    with file.open("rb") as stream:
-        # Private and never written; torch warns about read-only memory. Unmapped when the last view is gone.
-        memory = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
-    for entry, tensor in pairs:
+def _pairs(wanted: list[tuple[TensorEntry, WantedTensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """What is in the files beside where it goes, in the order of the files, so that the disk is read ahead."""
+    memory: dict[Path, mmap.mmap] = {}
+    for entry, tensor in sorted(wanted, key=lambda pair: (pair[0].file, pair[0].begin)):
+        if entry.file not in memory:
+            memory = {entry.file: _map(entry.file)}
         dtype = tensor.source_dtypes[entry.dtype]
         count = (entry.end - entry.begin) // dtype.itemsize
         if count > 0:
-            source = torch.frombuffer(memory, dtype=dtype, count=count, offset=entry.begin)
-            if tensor.is_scale and count == 1:
-                tensor.target.fill_(source[0])
-            else:
-                tensor.target.copy_(source.view(tensor.shape)[tensor.part])
+            source = torch.frombuffer(memory[entry.file], dtype=dtype, count=count, offset=entry.begin)
+            is_one_for_all = tensor.is_scale and count == 1
+            yield source[0] if is_one_for_all else source.view(tensor.shape)[tensor.part], tensor.target
+
+
+def _map(file: Path) -> mmap.mmap:
+    """ValueError where it can no longer be read."""
+    try:
+        with file.open("rb") as stream:
+            # Private and never written; torch warns about read-only memory. Unmapped when the last view is gone.
+            return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+    except OSError as error:
+        raise ValueError(f"{file.name}: cannot be read: {error.strerror}") from error
 
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from text_gen_server.sampling.processors import SamplingRow
 from gpu_check.report import Measurement
 from gpu_check.rooflines import decode_cost, least_seconds, prefill_cost
 from gpu_check.stepping import Stepper
-from gpu_check.synthetic import EagerCapture, decode_step, make_cache, make_model, step_of
+from gpu_check.synthetic import EagerCapture, decode_step, make_cache, make_model, served_ops, step_of
 from gpu_check.timing import device_seconds, synchronize, wall_seconds
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from text_gen_server.attention.interface import Attention
     from text_gen_server.models.causal_lm import CausalLM
+    from text_gen_server.ops.interface import Ops
 
     from gpu_check.scale import Scale
 
@@ -65,17 +67,42 @@ def run_measures(scale: Scale, device: torch.device) -> Iterator[Measurement]:
     )
     yield from measure_sampler(machine)
     for name in _attention_names(scale, device):
-        attention = choose_attention(name, device=device, config=scale.model, dtype=scale.dtype)
-        model = make_model(scale.model, scale.dtype, device, attention)
-        for context in scale.decode_contexts:
-            for batch in scale.decode_batches:
-                yield measure_decode(model, attention, machine, batch, context)
-                _free(device)
-        yield measure_prefill(model, attention, machine)
-        _free(device)
-        yield measure_host(model, attention, machine)
-        del model
-        _free(device)
+        yield from _measure_served(name, None, machine)
+    try:
+        yield from _measure_served(_attention_names(scale, device)[0], "fp8", machine)
+    except ValueError as error:
+        yield Measurement("fp8 weights", "not here", str(error))
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model as it is served."""
+
+    name: str
+    model: CausalLM
+    attention: Attention
+    ops: Ops
+    layer_weight_bytes: int
+
+
+def _measure_served(attention_name: str, quantize: str | None, machine: Machine) -> Iterator[Measurement]:
+    """Decode, prefill and the share of the host. ValueError where this cannot be served."""
+    scale, device = machine.scale, machine.device
+    attention = choose_attention(attention_name, device=device, config=scale.model, dtype=scale.dtype)
+    ops = served_ops(scale.dtype, device, quantize)
+    model = make_model(scale.model, ops, device, attention)
+    _free(device)  # what rounding has left
+    name = attention_name if quantize is None else f"{attention_name}, {quantize} weights"
+    served = Served(name, model, attention, ops, scale.dtype.itemsize if quantize is None else 1)
+    for context in scale.decode_contexts:
+        for batch in scale.decode_batches:
+            yield measure_decode(served, machine, batch, context)
+            _free(device)
+    yield measure_prefill(served, machine)
+    _free(device)
+    yield measure_host(served, machine)
+    del model, served
+    _free(device)
 
 
 def _attention_names(scale: Scale, device: torch.device) -> tuple[str, ...]:
@@ -100,24 +127,30 @@ def measure_sampler(machine: Machine) -> Iterator[Measurement]:
         yield Measurement(f"sampler, {batch} rows, {kind}", f"{ours * 1e6:.0f} us", f"sampling/ takes {theirs * 1e6:.0f} us")
 
 
-def measure_decode(model: CausalLM, attention: Attention, machine: Machine, batch: int, context: int) -> Measurement:
+def measure_decode(served: Served, machine: Machine, batch: int, context: int) -> Measurement:
     """Steps of `batch` rows with `context` tokens each, replayed from a graph, the greedy choice included."""
-    scale, device, block_size = machine.scale, machine.device, attention.default_block_size
-    name = f"decode, batch {batch}, context {context}, {attention.name}"
+    scale, device, block_size = machine.scale, machine.device, served.attention.default_block_size
+    name = f"decode, batch {batch}, context {context}, {served.name}"
     num_blocks = batch * -(-context // block_size)
     wanted_bytes = num_blocks * block_size * KVCache.bytes_per_token(scale.model, TensorParallel.single(), scale.dtype)
     if device.type == "cuda" and wanted_bytes > FREE_SHARE * torch.cuda.mem_get_info(device)[0]:
         return Measurement(name, "does not fit", f"the KV cache needs {wanted_bytes / 2**30:.0f} GiB")
-    seconds = _decode_seconds(model, attention, machine, batch, context)
-    cost = decode_cost(scale.model, batch=batch, context=context, element_bytes=scale.dtype.itemsize)
+    seconds = _decode_seconds(served, machine, batch, context)
+    cost = decode_cost(
+        scale.model,
+        batch=batch,
+        context=context,
+        element_bytes=scale.dtype.itemsize,
+        layer_weight_bytes=served.layer_weight_bytes,
+    )
     least = least_seconds(cost, bytes_per_second=machine.bytes_per_second, flops_per_second=machine.flops_per_second)
     value = f"{batch / seconds:.4g} tokens/s, {seconds * 1e3:.3g} ms a step"
     return Measurement(name, value, f"{least / seconds:.0%} of {batch / least:.4g} tokens/s")
 
 
-def _decode_seconds(model: CausalLM, attention: Attention, machine: Machine, batch: int, context: int) -> float:
-    scale, device, block_size = machine.scale, machine.device, attention.default_block_size
-    graphed, cache = _graphed(model, machine, batch, context, block_size)
+def _decode_seconds(served: Served, machine: Machine, batch: int, context: int) -> float:
+    scale, device, block_size = machine.scale, machine.device, served.attention.default_block_size
+    graphed, cache = _graphed(served.model, machine, batch, context, block_size)
     token_ids = torch.randint(scale.model.vocab_size, (batch,), device=device)
     inputs = decode_step(token_ids, [context] * batch, block_size)
 
@@ -137,33 +170,35 @@ def _graphed(model: CausalLM, machine: Machine, batch: int, context: int, block_
     return GraphedModel(model, kv_cache=cache, limits=limits, capture=capture, device=machine.device), cache
 
 
-def measure_prefill(model: CausalLM, attention: Attention, machine: Machine) -> Measurement:
+def measure_prefill(served: Served, machine: Machine) -> Measurement:
     """One prompt in one step, with the logits of its last token."""
-    scale, device, block_size = machine.scale, machine.device, attention.default_block_size
+    scale, device, block_size = machine.scale, machine.device, served.attention.default_block_size
     length = scale.prefill_len
     cache = make_cache(scale.model, scale.dtype, device, -(-length // block_size), block_size)
     token_ids = torch.randint(scale.model.vocab_size, (length,), device=device)
     inputs = step_of(token_ids, [length], [length], block_size)
     seconds = device_seconds(
-        lambda: model.logits(model.forward(**inputs, kv_cache=cache)[-1:]), device, max(2, scale.num_repeats // 4)
+        lambda: served.model.logits(served.model.forward(**inputs, kv_cache=cache)[-1:]), device, max(2, scale.num_repeats // 4)
     )
     rate = prefill_cost(scale.model, num_tokens=length, element_bytes=scale.dtype.itemsize).flops / seconds
     return Measurement(
-        f"prefill of {length} tokens, {attention.name}",
+        f"prefill of {length} tokens, {served.name}",
         f"{rate / 1e12:.3g} TFLOP/s, {seconds * 1e3:.3g} ms",
         f"{rate / machine.flops_per_second:.0%} of the matrix product",
     )
 
 
-def measure_host(model: CausalLM, attention: Attention, machine: Machine) -> Measurement:
+def measure_host(served: Served, machine: Machine) -> Measurement:
     """For how long the device is idle between steps: the time of a step through the runner, less its work on the device."""
     scale, device = machine.scale, machine.device
     batch, context = scale.decode_batches[-1], scale.decode_contexts[0]
-    busy = _step_seconds(model, attention, machine, batch, context)
+    busy = _decode_seconds(served, machine, batch, context)
     _free(device)
     longest = context + 4 * (scale.num_repeats + 2)
-    block_size = attention.default_block_size
-    stepper = Stepper(model, scale.model, scale, device, batch=batch, longest=longest, block_size=block_size).with_graphs()
+    block_size = served.attention.default_block_size
+    stepper = Stepper(
+        served.model, scale.model, scale, device, batch=batch, longest=longest, block_size=block_size
+    ).with_graphs()
     stepper.runner.step(stepper.begin(context, (SamplingParameters(),), is_computed=True))
     seconds = []
     for drive in (stepper.one_ahead, stepper.one_at_a_time) * 2:  # what is compiled once is not counted: the second round is
@@ -171,25 +206,10 @@ def measure_host(model: CausalLM, attention: Attention, machine: Machine) -> Mea
         seconds.append(wall_seconds(partial(drive, plans), device, 1) / scale.num_repeats)
     ahead, alone = seconds[2:]
     return Measurement(
-        f"host, batch {batch}, context {context}, {attention.name}",
+        f"host, batch {batch}, context {context}, {served.name}",
         f"{(ahead - busy) * 1e6:.0f} us a step one ahead, {(alone - busy) * 1e6:.0f} us one at a time",
         f"{ahead * 1e3:.3g}, {alone * 1e3:.3g} ms in the runner, {busy * 1e3:.3g} ms on the device; goal: 150 us idle",
     )
-
-
-def _step_seconds(model: CausalLM, attention: Attention, machine: Machine, batch: int, context: int) -> float:
-    """Seconds of a greedy decode step on the device, sampled as the runner does it."""
-    scale, device, block_size = machine.scale, machine.device, attention.default_block_size
-    graphed, cache = _graphed(model, machine, batch, context, block_size)
-    inputs = decode_step(torch.zeros(batch, dtype=torch.int64, device=device), [context] * batch, block_size)
-    rows = [SamplingRow(SamplingParameters(), np.zeros(context, dtype=np.int64), context)] * batch
-
-    def compute() -> None:
-        logits = graphed.logits(graphed.forward(**inputs, kv_cache=cache))
-        assert logits is not None, "one rank has logits"
-        fused.sample(logits, rows)
-
-    return device_seconds(compute, device, scale.num_repeats)
 
 
 def _free(device: torch.device) -> None:

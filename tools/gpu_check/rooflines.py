@@ -23,12 +23,19 @@ def layer_parameters(config: ModelConfig) -> int:
     return attention + 3 * config.hidden_size * config.intermediate_size
 
 
-def decode_cost(config: ModelConfig, *, batch: int, context: int, element_bytes: int) -> StepCost:
-    """A decode step reads all weights but the embedding once, and the keys and values of each row's context."""
-    weights = config.num_layers * layer_parameters(config) + config.hidden_size * config.vocab_size
+def decode_cost(
+    config: ModelConfig, *, batch: int, context: int, element_bytes: int, layer_weight_bytes: int | None = None
+) -> StepCost:
+    """A decode step reads all weights but the embedding once, and the keys and values of each row's context.
+
+    layer_weight_bytes: of a weight of the layers, where that is not `element_bytes`
+    """
+    layers = config.num_layers * layer_parameters(config)
+    head = config.hidden_size * config.vocab_size
     kv = 2 * config.num_layers * config.num_kv_heads * config.head_dim * context * batch
     attention = 4 * config.num_layers * config.num_heads * config.head_dim * context * batch
-    return StepCost((weights + kv) * element_bytes, 2 * weights * batch + attention)
+    moved_bytes = layers * (layer_weight_bytes or element_bytes) + (head + kv) * element_bytes
+    return StepCost(moved_bytes, 2 * (layers + head) * batch + attention)
 
 
 def prefill_cost(config: ModelConfig, *, num_tokens: int, element_bytes: int) -> StepCost:

@@ -10,7 +10,9 @@ from text_gen_server.distributed import TensorParallel
 from text_gen_server.kv_cache import KVCache
 from text_gen_server.layers.placement import Placement
 from text_gen_server.models.loader import FAMILIES
-from text_gen_server.ops.pytorch import PyTorchOps
+from text_gen_server.ops.choose import choose_ops
+from text_gen_server.ops.fp8 import PlainFp8Math
+from text_gen_server.ops.triton import TritonOps
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,17 +20,26 @@ if TYPE_CHECKING:
     from text_gen_server.attention.interface import Attention
     from text_gen_server.config import ModelConfig
     from text_gen_server.models.causal_lm import CausalLM
+    from text_gen_server.ops.interface import Ops
     from torch import Tensor
 
 
+def served_ops(dtype: torch.dtype, device: torch.device, quantize: str | None = None) -> Ops:
+    """What a shard would compute with there; on a CPU the same kernels, interpreted. quantize: None or "fp8" """
+    if device.type == "cuda":
+        return choose_ops(dtype=dtype, device=device, num_threads=1, quantize=quantize)
+    return TritonOps(dtype, fp8_math=PlainFp8Math(dtype), rounds_to_fp8=quantize is not None)
+
+
 def make_model(
-    config: ModelConfig, dtype: torch.dtype, device: torch.device, attention: Attention, drawn_in: torch.dtype | None = None
+    config: ModelConfig, ops: Ops, device: torch.device, attention: Attention, drawn_in: torch.dtype | None = None
 ) -> CausalLM:
     """Random weights whose hidden states neither vanish nor grow; the same for every call with one device.
 
-    drawn_in: dtype of the random numbers before they become `dtype`, which they are by default
+    drawn_in: dtype of the random numbers before they become that of the operations, which they have by default
     """
-    placement = Placement(TensorParallel.single(), dtype, device, PyTorchOps(dtype))
+    dtype = ops.activation_dtype
+    placement = Placement(TensorParallel.single(), dtype, device, ops)
     model: CausalLM = FAMILIES[config.architecture](config, placement, attention)
     generator = torch.Generator(device).manual_seed(0)
     for wanted in model.wanted():

@@ -68,14 +68,6 @@ pub static FLAGS: &[LegacyFlag] = &[
         None,
         Warn("speculation is not supported yet; tokens are the same without it, only slower"),
     ),
-    harmless_as(
-        "auto",
-        flag(
-            "kv-cache-dtype",
-            None,
-            Refuse("the KV cache has the precision of the model; remove the flag"),
-        ),
-    ),
     switch(
         "trust-remote-code",
         Warn("code from a model's repository is never run; a model works without it or is refused"),

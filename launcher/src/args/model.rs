@@ -30,9 +30,13 @@ pub struct ModelArgs {
     #[arg(long, env)]
     pub dtype: Option<String>,
 
-    /// Weights of fewer bits, rounded when they are loaded, on CPUs: int8, int4
+    /// Weights of fewer bits, rounded when they are loaded: int8, int4 on CPUs, fp8 on GPUs
     #[arg(long, env)]
     pub quantize: Option<String>,
+
+    /// Keys and values of fewer bits, on GPUs: fp8_e4m3fn, fp8_e5m2; auto: the precision of the computation
+    #[arg(long, env, default_value = "auto")]
+    pub kv_cache_dtype: String,
 
     /// Scaling of rotary positions: linear, dynamic. Goes together with --rope-factor
     #[arg(long, env)]

@@ -25,6 +25,13 @@ pub(super) fn add_flags(
     if let Some(format) = quantize(model, check) {
         add(flags, "--quantize", format);
     }
+    if check.one_of(
+        "--kv-cache-dtype",
+        &model.kv_cache_dtype,
+        &["auto", "fp8_e4m3fn", "fp8_e5m2"],
+    ) {
+        add(flags, "--kv-cache-dtype", &model.kv_cache_dtype);
+    }
     if check.one_of("--device", &devices.device, &["auto", "cpu", "cuda"]) {
         add(flags, "--device", &devices.device);
     }
@@ -55,7 +62,7 @@ pub(super) fn add_flags(
 }
 
 /// How TGI calls checkpoints that somebody else has quantized, and its own ways to do it.
-const QUANTIZED_BY_OTHERS: [&str; 10] = [
+const QUANTIZED_BY_OTHERS: [&str; 9] = [
     "awq",
     "compressed-tensors",
     "eetq",
@@ -65,19 +72,18 @@ const QUANTIZED_BY_OTHERS: [&str; 10] = [
     "bitsandbytes",
     "bitsandbytes-nf4",
     "bitsandbytes-fp4",
-    "fp8",
 ];
 
 fn quantize<'a>(model: &'a ModelArgs, check: &mut Check) -> Option<&'a str> {
     let format = model.quantize.as_deref()?;
     if QUANTIZED_BY_OTHERS.contains(&format) {
         check.errors.push(format!(
-            "--quantize {format}: this format is not supported yet; give a model in its full precision, with int8 or int4 to round it when it is loaded"
+            "--quantize {format}: this format is not supported yet; give a model in its full precision, with int8, int4 or fp8 to round it when it is loaded"
         ));
         return None;
     }
     check
-        .one_of("--quantize", format, &["int8", "int4"])
+        .one_of("--quantize", format, &["int8", "int4", "fp8"])
         .then_some(format)
 }
 

@@ -75,9 +75,21 @@ fn all_mistakes_are_reported_at_once() {
 }
 
 #[test]
+fn eight_bit_floats_are_handed_on() {
+    let flags = config("--quantize fp8 --kv-cache-dtype fp8_e4m3fn").shard_flags;
+    assert_eq!(value(&flags, "--quantize"), Some("fp8"));
+    assert_eq!(value(&flags, "--kv-cache-dtype"), Some("fp8_e4m3fn"));
+    assert_eq!(
+        value(&config("").shard_flags, "--kv-cache-dtype"),
+        Some("auto")
+    );
+    assert!(errors("--kv-cache-dtype int8")[0].starts_with("--kv-cache-dtype 'int8'"));
+}
+
+#[test]
 fn every_mistake_is_one_line() {
     for line in errors(
-        "--port x --sharded perhaps --rope-factor 0 --hostname example.com --lora-adapters a,b --kv-cache-dtype fp8_e5m2",
+        "--port x --sharded perhaps --rope-factor 0 --hostname example.com --lora-adapters a,b --kv-cache-dtype fp8",
     ) {
         assert!(!line.contains('\n'), "{line}");
     }

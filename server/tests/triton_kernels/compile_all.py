@@ -34,6 +34,7 @@ POINTERS = {
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
     torch.float8_e4m3fn: "*fp8e4nv",
+    torch.float8_e5m2: "*fp8e5",
     torch.int64: "*i64",
     torch.int32: "*i32",
     torch.bool: "*i1",
@@ -105,6 +106,7 @@ def everything() -> None:
     attention(128, 4, 1, half, half)
     attention(128, 4, 100, half, half)
     attention(96, 7, 1, half, fp8)
+    attention(128, 4, 1, half, torch.float8_e5m2)
     attention(256, 16, 100, torch.float16, torch.float16)
     norm.add_rms_norm(empty(3, 4096), empty(3, 4096), empty(4096), 1e-5)
     norm.rms_norm(empty(3, 65536), empty(65536), 1e-5)
@@ -112,7 +114,7 @@ def everything() -> None:
     quantize.quantize_rows(empty(3, 4096))
     quantize.quantize_rows(empty(3, 28672), empty(dtype=torch.float32))
     places = rotary.TokenPlaces(empty(3, 1, 128), empty(3, 1, 128), empty(3, dtype=torch.int64))
-    for kv_dtype, head_norm in ((half, None), (fp8, rotary.HeadNorm(empty(40, 128), 1e-6))):
+    for kv_dtype, head_norm in ((half, None), (fp8, rotary.HeadNorm(empty(40, 128), 1e-6)), (torch.float8_e5m2, None)):
         kv = PagedKV(*(empty(9, 16, 8, 128, dtype=kv_dtype) for _ in range(2)))
         rotary.rotate_and_write_kv(empty(3, 48, 128), places, kv, head_norm)
     logits = empty(3, 128256, dtype=torch.float32)

@@ -16,14 +16,15 @@ import pytest
 import torch
 from models.driver import CPU, Driver, load, metadata_of
 from text_gen_server.attention import choose, flash_attn, torch_varlen
+from text_gen_server.attention import triton as triton_attention
 from text_gen_server.attention.choose import choose_attention
-from text_gen_server.attention.interface import Attention
+from text_gen_server.attention.interface import Attention, CompiledAttention
 from text_gen_server.attention.metadata import AttentionMetadata
 from text_gen_server.attention.reference import ReferenceAttention
 from text_gen_server.attention.triton import TritonAttention
 from text_gen_server.config import ModelConfig, load_model_config
 from text_gen_server.kv_cache import KVCache
-from text_gen_server.triton_kernels import plain
+from text_gen_server.triton_kernels import paged_attention, plain
 from text_gen_server.triton_kernels.paged_attention import PagedKV, PagedRows, Scores
 from tiny_models import write_model
 from torch import Tensor
@@ -276,3 +277,28 @@ def test_a_cpu_installation_needs_no_triton() -> None:
 def test_the_installed_pytorch_is_looked_at() -> None:
     version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     assert version < (2, 12) or torch_varlen.is_supported()
+
+
+def test_every_division_of_the_keys_is_compiled_before_the_first_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is launched for it touches nothing."""
+    _, cache, _ = make_case(MIXED, 16)
+    before = cache.keys[0].clone()
+    launched: set[tuple[int, int]] = set()
+
+    def launch(query: Tensor, kv: PagedKV, rows: PagedRows, scores: Scores, *, num_splits: int) -> Tensor:
+        launched.add((rows.max_query_len, num_splits))
+        output = paged_attention.paged_attention(query, kv, rows, scores, num_splits=num_splits)
+        assert (output == 0).all(), "rows without context"
+        return output
+
+    monkeypatch.setattr(triton_attention, "paged_attention", launch)
+    attention = TritonAttention(num_processors=132)
+    assert isinstance(attention, CompiledAttention)
+    attention.compile_kernels(cache, num_heads=6, dtype=torch.float32)
+    assert launched == {(query_len, 2**n) for query_len in (1, 2) for n in range(6)}
+    assert paged_attention.MAX_SPLITS == 2**5
+    assert torch.equal(cache.keys[0], before)
+
+
+def test_other_attention_has_nothing_to_compile() -> None:
+    assert not isinstance(ReferenceAttention(), CompiledAttention)

@@ -30,11 +30,15 @@ def test_a_dry_run_checks_and_measures_everything(
         "| paged attention, head size 64, 4 splits | passed |",
         "| attention triton | passed | largest error",
         "| attention torch-varlen | passed | not here: attention 'torch-varlen' needs an NVIDIA GPU",
+        "| quantize_rows | passed |",
+        "| logits with cpu against float64 | passed |",
+        "| logits with cpu and fp8 weights against float64 | passed |",
         "| greedy tokens of graphs and of eager steps | passed |",
         "| steps of the runner with graphs and without | passed |",
         "| steps of the runner one ahead and one at a time | passed |",
         "| copy |",
         "| decode, batch 2, context 18, triton |",
+        "| decode, batch 2, context 18, triton, fp8 weights |",
         "| prefill of 20 tokens, triton |",
         "| host, batch 2, context 18, triton |",
         "| sampler, 2 rows, top_p 0.9 |",
@@ -80,6 +84,8 @@ def test_the_roofline_of_an_8b_llama_is_that_of_its_published_sizes() -> None:
     assert REAL.model.num_layers * layer_parameters(REAL.model) + 2 * embedding + norms == 8_030_261_248
     cost = decode_cost(REAL.model, batch=1, context=1024, element_bytes=2)
     assert cost.moved_bytes == 2 * (8_030_261_248 - embedding - norms) + 1024 * 131072
+    in_fp8 = decode_cost(REAL.model, batch=1, context=1024, element_bytes=2, layer_weight_bytes=1)
+    assert cost.moved_bytes - in_fp8.moved_bytes == REAL.model.num_layers * layer_parameters(REAL.model)
     assert decode_cost(REAL.model, batch=256, context=8192, element_bytes=2).moved_bytes > 256 * 8192 * 131072
     assert prefill_cost(REAL.model, num_tokens=8192, element_bytes=2).flops == pytest.approx(
         2 * 6.98e9 * 8192 + 17.6e12, rel=0.01

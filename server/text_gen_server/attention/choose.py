@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 NAMES = ("auto", "reference", "cpu", "native", "flash-attn", "torch-varlen", "triton")
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 FLASH_CAPABILITY = (8, 0)  # Ampere
+FP8_CAPABILITY = {torch.float8_e4m3fn: (8, 9), torch.float8_e5m2: (8, 0)}  # of Triton's conversions: Ada, Ampere
 LARGEST_FLASH_HEAD = 256
 
 
@@ -30,6 +31,8 @@ def choose_attention(name: str | None, *, device: torch.device, dtype: torch.dty
     """
     if name is None or name == "auto":
         name = _fastest_on_cpu(dtype) if device.type == "cpu" else _fastest_on_gpu(device, config, dtype)
+    if dtype in FP8_CAPABILITY and name in NAMES and name != "triton":
+        raise ValueError(f"attention {name!r} cannot read a KV cache in {_name(dtype)}; on a GPU auto and triton can")
     if name == "native":
         if device.type != "cpu" or dtype != torch.bfloat16:
             raise ValueError(f"attention {name!r} runs on a CPU in bfloat16 only; use auto or reference")
@@ -43,7 +46,7 @@ def choose_attention(name: str | None, *, device: torch.device, dtype: torch.dty
     if name in ("flash-attn", "torch-varlen"):
         return _flash_attention(name, device, config, dtype)
     if name == "triton":
-        return _triton_attention(device)
+        return _triton_attention(device, dtype)
     raise ValueError(f"attention {name!r} is unknown; there are {', '.join(NAMES)}")
 
 
@@ -78,7 +81,7 @@ def _why_not_flash(device: torch.device, config: ModelConfig, dtype: torch.dtype
     if device.type != "cuda" or torch.version.hip is not None:
         return "needs an NVIDIA GPU"
     if dtype not in HALF_DTYPES:
-        return f"needs float16 or bfloat16, not {str(dtype).removeprefix('torch.')}"
+        return f"needs float16 or bfloat16, not {_name(dtype)}"
     if config.head_dim > LARGEST_FLASH_HEAD or config.head_dim % 8 != 0:
         return f"needs a head size of at most {LARGEST_FLASH_HEAD} that 8 divides, not {config.head_dim}"
     if torch.cuda.get_device_capability(device) < FLASH_CAPABILITY:
@@ -86,7 +89,7 @@ def _why_not_flash(device: torch.device, config: ModelConfig, dtype: torch.dtype
     return None
 
 
-def _triton_attention(device: torch.device) -> Attention:
+def _triton_attention(device: torch.device, dtype: torch.dtype) -> Attention:
     if importlib.util.find_spec("triton") is None:
         raise ValueError("attention 'triton' needs the package triton, which is not installed")
     from triton import knobs
@@ -97,4 +100,15 @@ def _triton_attention(device: torch.device) -> Attention:
         if not knobs.runtime.interpret:
             raise ValueError("attention 'triton' runs on cpu only in Triton's interpreter (TRITON_INTERPRET=1); use auto")
         return TritonAttention(num_processors=1)
-    return TritonAttention(num_processors=torch.cuda.get_device_properties(device).multi_processor_count)
+    capability, needed = torch.cuda.get_device_capability(device), FP8_CAPABILITY.get(dtype, (0, 0))
+    if torch.version.hip is None and capability < needed:
+        raise ValueError(f"a KV cache in {_name(dtype)} needs a GPU of compute capability {needed[0]}.{needed[1]} or newer")
+    return TritonAttention(num_processors=_num_processors(device))
+
+
+def _num_processors(device: torch.device) -> int:
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

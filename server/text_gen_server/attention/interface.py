@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from text_gen_server.attention.metadata import AttentionMetadata
@@ -36,3 +37,14 @@ class Attention(Protocol):
 
     def prepare(self, metadata: AttentionMetadata, kv_cache: KVCache) -> PreparedAttention:
         """Call before this step's K/V are written."""
+
+
+@runtime_checkable
+class CompiledAttention(Attention, Protocol):
+    """One whose kernels are compiled when they are first launched."""
+
+    def compile_kernels(self, kv_cache: KVCache, *, num_heads: int, dtype: torch.dtype) -> None:
+        """Launches every kernel that a step with this KV cache can need, on rows that have no context.
+
+        num_heads: H; dtype: of queries
+        """

@@ -7,7 +7,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from text_gen_server.triton_kernels.paged_attention import PagedKV, PagedRows, Scores, choose_num_splits, paged_attention
+import torch
+
+from text_gen_server.fp8_config import KVScales
+from text_gen_server.triton_kernels.paged_attention import (
+    MAX_SPLITS,
+    PagedKV,
+    PagedRows,
+    Scores,
+    choose_num_splits,
+    paged_attention,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +37,23 @@ class TritonAttention:
     def prepare(self, metadata: AttentionMetadata, kv_cache: KVCache) -> PreparedTriton:
         return PreparedTriton(metadata, kv_cache, self.num_processors)
 
+    def compile_kernels(self, kv_cache: KVCache, *, num_heads: int, dtype: torch.dtype) -> None:
+        """See `CompiledAttention`. Triton keeps what it has compiled on disk, so that the next start only reads it."""
+        key = kv_cache.keys[0]
+        scores = Scores(key.shape[-1] ** -0.5)
+        for query_len in (1, 2):  # decode, and all else
+            rows = PagedRows(
+                query_start=torch.tensor([0, query_len], dtype=torch.int32, device=key.device),
+                kv_lens=torch.zeros(1, dtype=torch.int32, device=key.device),
+                block_tables=torch.zeros((1, 1), dtype=torch.int32, device=key.device),
+                max_query_len=query_len,
+            )
+            query = torch.zeros(query_len, num_heads, key.shape[-1], dtype=dtype, device=key.device)
+            num_splits = 1
+            while num_splits <= MAX_SPLITS:
+                paged_attention(query, _paged(kv_cache, 0), rows, scores, num_splits=num_splits)
+                num_splits *= 2
+
 
 class PreparedTriton:
     """See `PreparedAttention`. Launches depend on what the host knows alone, so that a step can be captured."""
@@ -44,7 +71,7 @@ class PreparedTriton:
         )
 
     def attend(self, layer: int, query: Tensor, sliding_window: int | None) -> Tensor:
-        kv = PagedKV(self.kv_cache.keys[layer], self.kv_cache.values[layer])
+        kv = _paged(self.kv_cache, layer)
         num_splits = self.num_splits.get(sliding_window)
         if num_splits is None:
             num_splits = self.num_splits[sliding_window] = choose_num_splits(
@@ -56,3 +83,8 @@ class PreparedTriton:
             )
         scores = Scores(query.shape[-1] ** -0.5, sliding_window)
         return paged_attention(query, kv, self.rows, scores, num_splits=num_splits)
+
+
+def _paged(kv_cache: KVCache, layer: int) -> PagedKV:
+    scales = KVScales(1.0, 1.0) if kv_cache.scales is None else kv_cache.scales[layer]
+    return PagedKV(kv_cache.keys[layer], kv_cache.values[layer], scales.key, scales.value)

@@ -6,7 +6,7 @@ layers' business; nothing here asks for it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from text_gen_server.layers.embedding import Embedding, LanguageModelHead, VocabularyWeight
 from text_gen_server.layers.linear import GateUpLinear, QkvLinear, RowLinear
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from text_gen_server.config import ModelConfig
     from text_gen_server.kv_cache import KVCache
     from text_gen_server.layers.placement import Placement
-    from text_gen_server.ops.interface import HeadNorm
+    from text_gen_server.ops.interface import Fp8Ops, HeadNorm
     from text_gen_server.weights import WantedTensor
 
 
@@ -133,6 +133,7 @@ class LlamaAttention:
         name = f"model.layers.{layer}.self_attn"
         self.layer = layer
         self.ops = placement.ops
+        self.fp8_ops = cast("Fp8Ops", placement.ops)  # which they are wherever the KV cache is in fp8
         self.head_dim = config.head_dim
         self.sliding_window = config.sliding_windows[layer]
         self.qkv = QkvLinear(name, config, placement)
@@ -154,8 +155,11 @@ class LlamaAttention:
 
     def __call__(self, hidden: Tensor, inputs: LayerInputs) -> Tensor:
         heads = self.qkv(hidden).view(hidden.shape[0], -1, self.head_dim)  # [T, H + 2 KH, D]
-        slots = inputs.kv_cache.slots(self.layer)
-        query = self.ops.rotate_and_write(heads, inputs.positions, *slots, self.head_norm())
+        slots, scales = inputs.kv_cache.slots(self.layer), inputs.kv_cache.scales
+        if scales is None:
+            query = self.ops.rotate_and_write(heads, inputs.positions, *slots, self.head_norm())
+        else:
+            query = self.fp8_ops.rotate_and_write_fp8(heads, inputs.positions, slots, scales[self.layer], self.head_norm())
         attended = inputs.attention.attend(self.layer, query, self.sliding_window)
         return self.output(attended.flatten(1))
 

@@ -31,7 +31,7 @@ TILE_DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloa
 class PagedKV:
     """One layer of the KV cache."""
 
-    key: Tensor  # [NB, BS, KH, D] float32, float16, bfloat16 or float8_e4m3fn
+    key: Tensor  # [NB, BS, KH, D] float32, float16, bfloat16, float8_e4m3fn or float8_e5m2
     value: Tensor  # as key
     key_scale: float = 1.0  # what a stored key is multiplied by
     value_scale: float = 1.0
@@ -177,7 +177,18 @@ def _row_of_tile(query_start, num_rows, tile, QUERIES: tl.constexpr):
     return low
 
 
-@triton.jit
+# Batch sizes and lengths change from step to step; none of them may need a compilation of its own while requests wait.
+@triton.jit(
+    do_not_specialize=[
+        "query_start",
+        "kv_lens",
+        "block_tables",
+        "num_rows",
+        "num_tokens",
+        "window",
+        "stride_table",
+    ]
+)
 def _attend_tile(
     out,  # [T, H, D], or with splits [NUM_SPLITS, T, H, D] float32, each part normalized by itself
     out_lse,  # with splits [NUM_SPLITS, T, H] float32, log2 of each part's sum
@@ -277,7 +288,7 @@ def _attend_tile(
         tl.store(out_lse + row_of_output, lse, mask=is_query)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _join_splits(
     out,  # [T, H, D]
     parts,  # [NUM_SPLITS, T, H, D] float32

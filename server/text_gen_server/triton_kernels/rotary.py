@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 import triton
 import triton.language as tl
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from text_gen_server.triton_kernels.paged_attention import PagedKV
 
 HEADS_PER_PROGRAM = 16
-LARGEST_FP8 = 448.0  # of float8_e4m3fn, which has no infinity
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def rotate_and_write_kv(heads: Tensor, places: TokenPlaces, kv: PagedKV, norm: H
 
     heads: [T, H + 2 KH, D], query heads first, then keys, then values; the last dimension contiguous; its queries are
         overwritten
-    kv: written at the slots, divided by its scales and cut to the range of its dtype where that is float8_e4m3fn
+    kv: written at the slots, divided by its scales and cut to the range of its dtype where that has 8 bits
     -> the rotated queries, [T, H, D], a view of `heads`
     """
     num_tokens, num_all_heads, head_dim = heads.shape
@@ -76,7 +76,7 @@ def rotate_and_write_kv(heads: Tensor, places: TokenPlaces, kv: PagedKV, norm: H
             BLOCK_HALF=triton.next_power_of_2(head_dim // 2),
             BLOCK_HEADS=HEADS_PER_PROGRAM,
             HAS_NORM=norm is not None,
-            LARGEST=LARGEST_FP8 if kv.key.element_size() == 1 else 0.0,
+            LARGEST=torch.finfo(kv.key.dtype).max if kv.key.element_size() == 1 else 0.0,
         )
     return heads[:, :num_heads]
 
@@ -85,13 +85,14 @@ def rotate_and_write_kv(heads: Tensor, places: TokenPlaces, kv: PagedKV, norm: H
 def _write_halves(target, first, second, half, mask, HALF: tl.constexpr, LARGEST: tl.constexpr):
     """target: [rows, 1] pointers; first, second: [rows, HALF] float32, of which LARGEST cuts the range"""
     if LARGEST > 0:
-        first = tl.minimum(tl.maximum(first, -LARGEST), LARGEST)
-        second = tl.minimum(tl.maximum(second, -LARGEST), LARGEST)
+        # NaN stays, so that whoever reads it learns of it.
+        first = tl.where(first == first, tl.minimum(tl.maximum(first, -LARGEST), LARGEST), first)
+        second = tl.where(second == second, tl.minimum(tl.maximum(second, -LARGEST), LARGEST), second)
     tl.store(target + half[None, :], first.to(target.dtype.element_ty), mask=mask)
     tl.store(target + half[None, :] + HALF, second.to(target.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slot_mapping"])
 def _rotate_and_write(
     heads,
     cos,

@@ -1,0 +1,104 @@
+"""Copies tensors out of mapped files into the tensors of a model, on a GPU with several threads at once: each has memory that
+the device reads by itself, so that reading a file and copying to the device go on side by side. The model is never whole in
+the memory of the host.
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from torch import Tensor
+
+PIECE_BYTES = 32 * 2**20
+NUM_THREADS = 4  # one alone is as fast as one core copies
+NUM_BUFFERS = 2  # of a thread: one is filled while the other is read
+
+
+class Stage(Protocol):
+    """How one thread copies."""
+
+    def copy(self, source: Tensor, target: Tensor) -> None:
+        """May return before the device is done. source: broadcast to target, on the host"""
+
+    def finish(self) -> None:
+        """Waits for the device."""
+
+
+def copy_tensors(pairs: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> None:
+    """pairs: source on the host, and its target on `device`, of any dtype, to whose shape it is broadcast"""
+    if device.type == "cpu":
+        for source, target in pairs:
+            target.copy_(source)
+        return
+    torch.cuda.synchronize(device)  # what is still to happen to the targets comes first
+    copy_in_threads(pairs, lambda: PinnedStage(device), num_threads=NUM_THREADS)
+
+
+def copy_in_threads(pairs: Iterable[tuple[Tensor, Tensor]], make_stage: Callable[[], Stage], *, num_threads: int) -> None:
+    """Copies in pieces, in any order, each by one of the threads. The first error is raised once all have stopped."""
+    local = threading.local()
+    stages: list[Stage] = []
+
+    def begin() -> None:
+        local.stage = make_stage()
+        stages.append(local.stage)
+
+    def copy(piece: tuple[Tensor, Tensor]) -> None:
+        local.stage.copy(*piece)
+
+    with ThreadPoolExecutor(num_threads, "weights", initializer=begin) as threads:
+        running = [threads.submit(copy, piece) for pair in pairs for piece in _pieces(*pair)]
+        try:
+            for copied in running:
+                copied.result()
+        except BaseException:
+            threads.shutdown(cancel_futures=True)
+            raise
+    for stage in stages:
+        stage.finish()
+
+
+def _pieces(source: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows of both that fit into a buffer. What is broadcast is small and stays whole."""
+    if source.shape != target.shape or source.nbytes <= PIECE_BYTES:
+        return iter([(source, target)])
+    rows = max(1, PIECE_BYTES // (source.nbytes // len(source)))
+    return zip(torch.split(source, rows), torch.split(target, rows), strict=True)
+
+
+class PinnedStage:
+    """See `Stage`: through buffers in page-locked memory, on a stream of its own."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.buffers = [torch.empty(PIECE_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(NUM_BUFFERS)]
+        self.read = [torch.cuda.Event() for _ in range(NUM_BUFFERS)]  # type: ignore[no-untyped-call]
+        self.turn = 0
+
+    def copy(self, source: Tensor, target: Tensor) -> None:
+        self.turn = (self.turn + 1) % NUM_BUFFERS
+        buffer, read = self.buffers[self.turn], self.read[self.turn]
+        if source.nbytes > PIECE_BYTES:
+            buffer = torch.empty(source.nbytes, dtype=torch.uint8, pin_memory=True)  # a row longer than a piece
+        read.synchronize()
+        staged = buffer[: source.nbytes].view(source.dtype).view(source.shape)
+        staged.copy_(source)
+        with torch.cuda.stream(self.stream):
+            # The device converts and spreads; the host would need memory for it that is not page-locked.
+            target.copy_(staged.to(self.device, non_blocking=True) if _differ(source, target) else staged, non_blocking=True)
+            read.record(self.stream)
+
+    def finish(self) -> None:
+        self.stream.synchronize()
+
+
+def _differ(source: Tensor, target: Tensor) -> bool:
+    return source.dtype != target.dtype or source.shape != target.shape or not target.is_contiguous()
