@@ -115,6 +115,9 @@ class Shard:
         if self._prepared is not None:
             assert self._prepared[0] == parameters, "the caller refuses another preparation"
             return self._prepared[1]
+        if self.device.type == "cuda":
+            # Triton launches on the current device of its thread, and this thread, which will run all steps, has the first one.
+            torch.cuda.set_device(self.device)
         limits = self._plan_limits(parameters)
         size = self._agree_on_size(parameters, limits)
         log.info("KV cache: %s", size.arithmetic)

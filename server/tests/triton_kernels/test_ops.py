@@ -7,12 +7,14 @@ import pytest
 import torch
 import torch.multiprocessing
 from models.driver import CPU, Driver, Sequence, load
+from text_gen_server.config import load_model_config
 from text_gen_server.distributed import TensorParallel
 from text_gen_server.ops import choose
 from text_gen_server.ops.choose import choose_ops
 from text_gen_server.ops.interface import Ops, StepPositions
 from text_gen_server.ops.pytorch import PyTorchOps
 from text_gen_server.ops.triton import TritonOps
+from text_gen_server.shard import PrepareParameters, Shard, ShardOptions
 from tiny_models import write_model
 from torch import Tensor
 
@@ -97,3 +99,22 @@ def test_a_gpu_gets_triton_where_it_is_installed(has_triton: bool, name: str, mo
 
 def test_a_cpu_keeps_its_own_operations() -> None:
     assert choose_ops(dtype=torch.float32, device=CPU, num_threads=1).name == "pytorch"
+
+
+def test_the_thread_that_runs_the_steps_has_the_device_of_its_rank(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels are launched on the current device of their thread, which a new thread has not inherited."""
+    folder = folders["llama"]
+    shard = Shard(ShardOptions(model_dir=folder, device="cpu"), load_model_config(folder))
+    shard.device = torch.device("cuda", 1)
+    chosen: list[torch.device] = []
+
+    def choose_device(device: torch.device) -> None:
+        chosen.append(device)
+        raise NotImplementedError("there is none")
+
+    monkeypatch.setattr(torch.cuda, "set_device", choose_device)
+    with pytest.raises(NotImplementedError):
+        shard.prepare(PrepareParameters(max_batch_prefill_tokens=8, max_batch_size=1))
+    assert chosen == [torch.device("cuda", 1)]
