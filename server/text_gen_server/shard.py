@@ -123,7 +123,9 @@ class Shard:
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
 
     def claim_thread(self) -> None:
-        """Makes the calling thread one that works on this rank's device; before it calls anything else here."""
+        """Makes the calling thread one that works on this rank's device; before it calls anything else here. A new thread has
+        the first device, and Triton launches on the one of its thread.
+        """
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
 

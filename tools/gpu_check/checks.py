@@ -201,7 +201,7 @@ def check_runner(scale: Scale, device: torch.device) -> Iterator[Check]:
     """Tokens of whole steps, greedy and drawn, change neither with graphs nor when steps are launched one ahead."""
     config = scale.checked_model()
     attention = choose_attention("auto" if device.type == "cuda" else "triton", device=device, config=config, dtype=scale.dtype)
-    model = make_model(config, scale.dtype, device, attention)
+    model = make_model(config, served_ops(scale.dtype, device), device, attention)
     longest = PROMPT_LEN + scale.num_repeats + 1
     stepper = Stepper(model, config, scale, device, batch=4, longest=longest, block_size=attention.default_block_size)
 

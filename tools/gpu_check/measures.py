@@ -17,6 +17,7 @@ from text_gen_server.plan import SamplingParameters
 from text_gen_server.sampling import fused, sampler
 from text_gen_server.sampling.processors import SamplingRow
 
+from gpu_check.peer import measure_peer
 from gpu_check.report import Measurement
 from gpu_check.rooflines import decode_cost, least_seconds, prefill_cost
 from gpu_check.stepping import Stepper
@@ -72,6 +73,8 @@ def run_measures(scale: Scale, device: torch.device) -> Iterator[Measurement]:
         yield from _measure_served(_attention_names(scale, device)[0], "fp8", machine)
     except ValueError as error:
         yield Measurement("fp8 weights", "not here", str(error))
+    attention = choose_attention(_attention_names(scale, device)[0], device=device, config=scale.model, dtype=scale.dtype)
+    yield from measure_peer(scale, device, served_ops(scale.dtype, device), attention)
 
 
 @dataclass(frozen=True)

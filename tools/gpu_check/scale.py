@@ -22,6 +22,9 @@ class Scale:
     copy_bytes: int
     matrix_size: int
     num_repeats: int  # of each measurement
+    peer_prompts: int  # answered by us and by transformers
+    peer_prompt_len: int  # in tokens
+    peer_new_tokens: int  # of each answer
 
     def checked_model(self) -> ModelConfig:
         return replace(
@@ -70,6 +73,9 @@ REAL = Scale(
     copy_bytes=4 * 2**30,
     matrix_size=8192,
     num_repeats=20,
+    peer_prompts=256,
+    peer_prompt_len=512,
+    peer_new_tokens=128,
 )
 DRY = Scale(
     model=replace(
@@ -83,4 +89,7 @@ DRY = Scale(
     copy_bytes=2**20,
     matrix_size=64,
     num_repeats=2,
+    peer_prompts=3,
+    peer_prompt_len=9,
+    peer_new_tokens=4,
 )

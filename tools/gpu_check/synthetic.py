@@ -32,10 +32,17 @@ def served_ops(dtype: torch.dtype, device: torch.device, quantize: str | None = 
 
 
 def make_model(
-    config: ModelConfig, ops: Ops, device: torch.device, attention: Attention, drawn_in: torch.dtype | None = None
+    config: ModelConfig,
+    ops: Ops,
+    device: torch.device,
+    attention: Attention,
+    *,
+    drawn_in: torch.dtype | None = None,
+    also: dict[str, Tensor] | None = None,
 ) -> CausalLM:
     """Random weights whose hidden states neither vanish nor grow; the same for every call with one device.
 
+    also: gets the weights too, by their names in a checkpoint
     drawn_in: dtype of the random numbers before they become that of the operations, which they have by default
     """
     dtype = ops.activation_dtype
@@ -48,6 +55,8 @@ def make_model(
         else:
             drawn = torch.empty_like(wanted.target, dtype=drawn_in or dtype)
             wanted.target.copy_(drawn.normal_(std=wanted.shape[-1] ** -0.5, generator=generator))
+        if also is not None:
+            also[wanted.name].detach().copy_(wanted.target.expand(wanted.shape))
     model.pack()
     return model
 

@@ -42,6 +42,9 @@ def test_a_dry_run_checks_and_measures_everything(
         "| prefill of 20 tokens, triton |",
         "| host, batch 2, context 18, triton |",
         "| sampler, 2 rows, top_p 0.9 |",
+        "| answers, transformers |",
+        "| answers, ours, triton |",
+        "| same first token, same answer | 3, 3 of 3 |",
     ):
         assert expected in report
 
