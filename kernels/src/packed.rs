@@ -126,7 +126,7 @@ impl Packed {
             out_features,
             num_panels,
             panel_bytes,
-            data: Buffer::zeroed(num_panels * panel_bytes),
+            data: Buffer::beside_others(num_panels * panel_bytes),
             exponents: Exponents::default(),
             escapes: Vec::new(),
         }

@@ -4,6 +4,8 @@ business; nothing here allocates, frees or counts blocks.
 
 from __future__ import annotations
 
+import mmap
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from text_gen_server.config import ModelConfig
     from text_gen_server.distributed import TensorParallel
     from text_gen_server.fp8_config import KVScales
+
+HUGE_PAGE_BYTES = 2 * 2**20
 
 
 @dataclass(frozen=True)
@@ -76,5 +80,17 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     """
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    untouched = np.zeros(prod(shape) * dtype.itemsize, dtype=np.uint8)  # the kernel's zero pages; torch.zeros writes its own
+    num_bytes = prod(shape) * dtype.itemsize
+    untouched = np.frombuffer(_untouched_pages(num_bytes), dtype=np.uint8, count=num_bytes)
     return torch.from_numpy(untouched).view(dtype).view(shape)
+
+
+def _untouched_pages(num_bytes: int) -> mmap.mmap:
+    """Zeroed pages of the system's, huge ones where it has them: a step reads the blocks of many sequences, and with small
+    pages finding out where they are takes longer than reading them.
+    """
+    pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if num_bytes >= HUGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a system without huge pages
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    return pages
