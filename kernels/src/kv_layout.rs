@@ -15,6 +15,24 @@ pub fn head_offset(slot: usize, kv_head: usize, (num_kv_heads, head_dim): (usize
     (slot / CHUNK * num_kv_heads + kv_head) * CHUNK * head_dim
 }
 
+/// Asks for the memory that the key of a slot is written to: a line for each pair of dimensions.
+#[inline(always)]
+pub unsafe fn ask_for_key<S: Simd>(head: *const u16, slot: usize, head_dim: usize) {
+    let from = head.cast::<[u16; 2]>().wrapping_add(slot % CHUNK);
+    for pair in 0..head_dim / 2 {
+        S::prefetch(from.wrapping_add(pair * CHUNK).cast());
+    }
+}
+
+/// As `ask_for_key`, for the value of a slot.
+#[inline(always)]
+pub unsafe fn ask_for_value<S: Simd>(head: *const u16, slot: usize, head_dim: usize) {
+    let from = head.wrapping_add(slot % CHUNK / 2 * head_dim * 2);
+    for start in (0..head_dim).step_by(LANES) {
+        S::prefetch(from.wrapping_add(start * 2).cast());
+    }
+}
+
 /// Writes the key of a slot, float32 rounded to bf16. `head` is where its head begins in the chunk; `head_dim` is even.
 #[inline(always)]
 pub unsafe fn write_key<S: Simd>(head: *mut u16, slot: usize, key: *const f32, head_dim: usize) {

@@ -3,9 +3,9 @@
 
 use std::ops::Range;
 
-use crate::kv_layout::{head_offset, write_key, write_value};
+use crate::kv_layout::{ask_for_key, ask_for_value, head_offset, write_key, write_value};
 use crate::packed::Packed;
-use crate::pool::Pool;
+use crate::pool::{self, Pool};
 use crate::simd::{Kernel, LANES, Simd, dispatch};
 
 /// Below this many elements, handing work to another thread costs more than doing it.
@@ -23,7 +23,7 @@ fn share_rows(
     }
     let num_tasks = num_rows.min(pool.num_threads() * 4);
     pool.run(num_tasks, &|task| {
-        work(num_rows * task / num_tasks..num_rows * (task + 1) / num_tasks)
+        work(pool::share(num_rows, task, num_tasks))
     });
 }
 
@@ -176,7 +176,9 @@ impl Kernel for RotateTokens {
             ..
         } = self.rotate;
         let num_rotated = num_heads + num_kv_heads;
-        for token in self.tokens {
+        self.ask_for_slots::<S>(self.tokens.start);
+        for token in self.tokens.clone() {
+            self.ask_for_slots::<S>(token + 1);
             let heads = self
                 .rotate
                 .heads
@@ -198,7 +200,7 @@ impl Kernel for RotateTokens {
                 }
                 rotate_head::<S>(values, cos, sin, head_dim / 2);
             }
-            if let Ok(slot) = usize::try_from(*self.rotate.slots.add(token)) {
+            if let Some(slot) = self.slot(token) {
                 for kv_head in 0..num_kv_heads {
                     let offset = head_offset(slot, kv_head, (num_kv_heads, head_dim));
                     let key = heads.add((num_heads + kv_head) * head_dim);
@@ -206,6 +208,36 @@ impl Kernel for RotateTokens {
                     write_key::<S>(self.rotate.keys.add(offset), slot, key, head_dim);
                     write_value::<S>(self.rotate.values.add(offset), slot, value, head_dim);
                 }
+            }
+        }
+    }
+}
+
+impl RotateTokens {
+    #[inline(always)]
+    unsafe fn slot(&self, token: usize) -> Option<usize> {
+        usize::try_from(*self.rotate.slots.add(token)).ok()
+    }
+
+    /// Asks for the lines of the cache that one of the tokens is written to. They are many and of nobody yet, and each would
+    /// be waited for.
+    #[inline(always)]
+    unsafe fn ask_for_slots<S: Simd>(&self, token: usize) {
+        if !self.tokens.contains(&token) {
+            return;
+        }
+        let Rotate {
+            keys,
+            values,
+            num_kv_heads,
+            head_dim,
+            ..
+        } = self.rotate;
+        if let Some(slot) = self.slot(token) {
+            for kv_head in 0..num_kv_heads {
+                let offset = head_offset(slot, kv_head, (num_kv_heads, head_dim));
+                ask_for_key::<S>(keys.wrapping_add(offset), slot, head_dim);
+                ask_for_value::<S>(values.wrapping_add(offset), slot, head_dim);
             }
         }
     }

@@ -1,10 +1,14 @@
 //! A few threads that live as long as the process and share the tasks of one kernel at a time.
 //!
+//! Every thread has a range of its own of a kernel's tasks, so that it reads memory in a row and finds in its cache what it
+//! left there, and takes from the others' ranges when its own is done.
+//!
 //! A decode step at batch 1 is hundreds of kernels of a few microseconds each, so that a worker watches for the next one for
 //! a moment before it sleeps, and the caller never waits for a worker that has not come: it does the tasks itself.
 
 use std::cell::UnsafeCell;
 use std::hint::spin_loop;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::thread::{self, Thread};
@@ -19,9 +23,14 @@ struct Shared {
     /// Whether there are tasks to take. A worker looks at `job` only between adding itself to `num_inside` and seeing this.
     is_open: AtomicBool,
     num_inside: AtomicUsize,
-    next_task: AtomicUsize,
+    /// The next task of each thread's range.
+    next_tasks: Vec<NextTask>,
     job: UnsafeCell<Option<(usize, Task<'static>)>>,
 }
+
+/// In a cache line of its own.
+#[repr(align(128))]
+struct NextTask(AtomicUsize);
 
 // SAFETY: `job` is written only while `is_open` is false and nobody is inside, and read only by workers that are inside
 // after they saw `is_open`.
@@ -57,7 +66,9 @@ impl Pool {
         let shared = Box::leak(Box::new(Shared {
             is_open: AtomicBool::new(false),
             num_inside: AtomicUsize::new(0),
-            next_task: AtomicUsize::new(0),
+            next_tasks: (0..num_threads)
+                .map(|_| NextTask(AtomicUsize::new(0)))
+                .collect(),
             job: UnsafeCell::new(None),
         }));
         let workers = (1..num_threads)
@@ -68,6 +79,11 @@ impl Pool {
 
     pub fn num_threads(&self) -> usize {
         self.workers.len() + 1
+    }
+
+    /// The tasks that a thread takes first, of so many.
+    pub fn tasks_of(&self, thread: usize, num_tasks: usize) -> Range<usize> {
+        share(num_tasks, thread, self.shared.next_tasks.len())
     }
 
     /// Calls `task` with every number below `num_tasks`, once each, on all threads, and returns when all are done.
@@ -83,14 +99,16 @@ impl Pool {
                 std::mem::transmute::<Task<'_>, Task<'static>>(task),
             ));
         }
-        self.shared.next_task.store(0, SeqCst);
+        for (thread, next) in self.shared.next_tasks.iter().enumerate() {
+            next.0.store(self.tasks_of(thread, num_tasks).start, SeqCst);
+        }
         self.shared.is_open.store(true, SeqCst);
         for worker in self.workers.iter().take(num_tasks - 1) {
             if worker.is_asleep.swap(false, SeqCst) {
                 worker.thread.unpark();
             }
         }
-        take_tasks(self.shared, num_tasks, task);
+        take_tasks(self.shared, 0, num_tasks, task);
         self.shared.is_open.store(false, SeqCst);
         while self.shared.num_inside.load(SeqCst) > 0 {
             spin_loop();
@@ -98,13 +116,22 @@ impl Pool {
     }
 }
 
-fn take_tasks(shared: &Shared, num_tasks: usize, task: Task<'_>) {
-    loop {
-        let next = shared.next_task.fetch_add(1, SeqCst);
-        if next >= num_tasks {
-            return;
+/// Part number `part` of `0..count`, of so many parts of about the same size.
+pub fn share(count: usize, part: usize, num_parts: usize) -> Range<usize> {
+    count * part / num_parts..count * (part + 1) / num_parts
+}
+
+fn take_tasks(shared: &Shared, thread: usize, num_tasks: usize, task: Task<'_>) {
+    let num_threads = shared.next_tasks.len();
+    for owner in (thread..num_threads).chain(0..thread) {
+        let end = share(num_tasks, owner, num_threads).end;
+        loop {
+            let next = shared.next_tasks[owner].0.fetch_add(1, SeqCst);
+            if next >= end {
+                break;
+            }
+            task(next);
         }
-        task(next);
     }
 }
 
@@ -115,7 +142,7 @@ fn start_worker(number: usize, shared: &'static Shared) -> Option<&'static Worke
     let handle = named
         .spawn(move || {
             if let Ok(worker) = take.recv() {
-                work(shared, worker);
+                work(shared, number, worker);
             }
         })
         .ok()?;
@@ -127,7 +154,7 @@ fn start_worker(number: usize, shared: &'static Shared) -> Option<&'static Worke
     Some(worker)
 }
 
-fn work(shared: &'static Shared, worker: &'static Worker) -> ! {
+fn work(shared: &'static Shared, number: usize, worker: &'static Worker) -> ! {
     let mut idle_since = Instant::now();
     let mut turns = 0_u32;
     loop {
@@ -137,7 +164,7 @@ fn work(shared: &'static Shared, worker: &'static Worker) -> ! {
             if shared.is_open.load(SeqCst) {
                 // SAFETY: see `Shared`.
                 if let Some((num_tasks, task)) = unsafe { *shared.job.get() } {
-                    take_tasks(shared, num_tasks, task);
+                    take_tasks(shared, number, num_tasks, task);
                 }
             }
             shared.num_inside.fetch_sub(1, SeqCst);

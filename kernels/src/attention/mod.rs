@@ -10,7 +10,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use crate::buffer::Scratch;
-use crate::pool::Pool;
+use crate::pool::{self, Pool};
 use crate::simd::{Kernel, Simd, dispatch};
 
 mod segment;
@@ -159,7 +159,7 @@ thread_local! {
 fn run_groups(pool: &mut Pool, count: usize, work: &(dyn Fn(Range<usize>, &mut Scratch) + Sync)) {
     let num_groups = count.min(pool.num_threads() * GROUPS_PER_THREAD);
     pool.run(num_groups, &|n| {
-        let group = count * n / num_groups..count * (n + 1) / num_groups;
+        let group = pool::share(count, n, num_groups);
         SCRATCH.with_borrow_mut(|scratch| work(group, scratch));
     });
 }
