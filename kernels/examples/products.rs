@@ -5,7 +5,7 @@
 use std::time::Instant;
 
 use text_gen_kernels::buffer::Scratch;
-use text_gen_kernels::linear::{Activations, multiply};
+use text_gen_kernels::linear::{Activations, Weights, multiply};
 use text_gen_kernels::packed::{Packed, Shape, Source, WeightFormat};
 use text_gen_kernels::{pool, simd};
 
@@ -46,7 +46,7 @@ fn main() {
         let packed: Vec<Packed> = (0..copies)
             .map(|_| Packed::pack(source, Shape::Plain, format))
             .collect();
-        for num_rows in [1, 8, 32, 256, 512] {
+        for num_rows in [1, 8, 16, 32, 64, 256] {
             let seconds = time(&packed, num_rows);
             let bytes = packed[0].num_bytes() as f64;
             let flops = 2.0 * (num_rows * in_features * out_features) as f64;
@@ -80,8 +80,12 @@ fn time(packed: &[Packed], num_rows: usize) -> f64 {
     } else {
         packed.len()
     };
-    let mut times: Vec<f64> = (packed[..count].iter())
-        .map(|weights| {
+    let mut times: Vec<f64> = (0..count)
+        .map(|n| {
+            let weights = Weights {
+                now: &packed[n],
+                next: packed.get(n + 1),
+            };
             let start = Instant::now();
             // SAFETY: the vectors have the sizes that `Activations` says.
             unsafe { multiply(&mut pool, &mut scratch, weights, activations) };

@@ -12,7 +12,7 @@ const GROUP: usize = 4;
 /// Bytes of a vector of sixteen pairs: sign and mantissa of each weight.
 const VECTOR_BYTES: usize = 2 * LANES;
 /// Vectors of a group, then a word for each place in a vector with the exponents there, four bits for each vector.
-const NUM_VECTORS: usize = GROUP / 2 * PANEL / LANES;
+pub const NUM_VECTORS: usize = GROUP / 2 * PANEL / LANES;
 pub const GROUP_BYTES: usize = (NUM_VECTORS + 2) * VECTOR_BYTES;
 /// More of them would cost more than they save.
 const MOST_ESCAPES: f64 = 1.0 / 500.0;
@@ -34,8 +34,17 @@ pub struct Escape {
     pub weight: u16,
 }
 
+pub fn num_groups(in_features: usize) -> usize {
+    in_features.div_ceil(GROUP)
+}
+
 pub fn panel_bytes(in_features: usize) -> usize {
-    in_features.div_ceil(GROUP) * GROUP_BYTES
+    num_groups(in_features) * GROUP_BYTES
+}
+
+/// Bytes of a panel that was expanded to bf16.
+pub fn expanded_bytes(in_features: usize) -> usize {
+    num_groups(in_features) * NUM_VECTORS * LANES * 4
 }
 
 pub fn too_many(num_escapes: usize, source: &Source) -> bool {

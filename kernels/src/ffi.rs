@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::attention::{self, Attend};
 use crate::buffer::Scratch;
 use crate::draw::{self, Draw};
-use crate::linear::{self, Activations};
+use crate::linear::{self, Activations, Weights};
 use crate::packed::{Packed, Shape, Source, WeightFormat};
 use crate::pointwise::{self, Normalize, Rotate};
 use crate::program::{Call, Program, Step};
@@ -97,7 +97,7 @@ pub unsafe extern "C" fn tgk_multiply(
     let activations = dense(packed, input, num_rows, (bias, output));
     let mut scratch = lock_scratch();
     let scratch = scratch.get_or_insert_with(Scratch::default);
-    unsafe { linear::multiply(&mut pool::lock(), scratch, packed, activations) };
+    unsafe { linear::multiply(&mut pool::lock(), scratch, Weights::of(packed), activations) };
 }
 
 /// Activations whose rows lie side by side.

@@ -4,12 +4,13 @@
 //! else is in the batch.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use crate::bf16;
 use crate::buffer::Scratch;
-use crate::compact::Escape;
+use crate::compact::{Escape, expanded_bytes};
 use crate::packed::{PANEL, Packed, Shape, WeightFormat};
-use crate::pool::Pool;
+use crate::pool::{self, Pool};
 use crate::products::{
     Ahead, Bf16Products, CompactProducts, Products, Tile, VECTORS, expand_panel, with_count,
 };
@@ -31,6 +32,8 @@ pub struct Activations {
 // SAFETY: the rows are shared out so that no two tasks write the same element.
 unsafe impl Sync for Activations {}
 
+/// Small enough that a thread that was held up keeps the others waiting for little.
+const TASKS_PER_THREAD: usize = 4;
 /// Rows packed by one task, so that packing is shared out too.
 const PACKED_ROWS: usize = 16;
 
@@ -41,10 +44,10 @@ const PACKED_ROWS: usize = 16;
 pub unsafe fn multiply(
     pool: &mut Pool,
     scratch: &mut Scratch,
-    weights: &Packed,
+    weights: Weights,
     activations: Activations,
 ) {
-    match weights.format {
+    match weights.now.format {
         WeightFormat::Bf16 => multiply_with::<Bf16Products>(pool, scratch, weights, activations),
         WeightFormat::Compact if dispatch(IsExpanded(activations.num_rows)) => {
             multiply_with::<Bf16Products>(pool, scratch, weights, activations)
@@ -57,6 +60,76 @@ pub unsafe fn multiply(
         }
         WeightFormat::Int4 => {
             multiply_with::<QuantizedProducts<Int4>>(pool, scratch, weights, activations)
+        }
+    }
+}
+
+/// What is multiplied with.
+#[derive(Clone, Copy)]
+pub struct Weights<'a> {
+    pub now: &'a Packed,
+    /// Those of the next product, if known: memory is asked for them when there is nothing left to ask for.
+    pub next: Option<&'a Packed>,
+}
+
+impl<'a> Weights<'a> {
+    pub fn of(now: &'a Packed) -> Self {
+        Self { now, next: None }
+    }
+}
+
+/// How the panels of a matrix are divided into tasks.
+#[derive(Clone, Copy)]
+struct Division {
+    /// A unit gives finished outputs.
+    panels_per_unit: usize,
+    num_units: usize,
+    num_tasks: usize,
+}
+
+impl Division {
+    fn new(weights: &Packed, pool: &Pool) -> Self {
+        let panels_per_unit = if weights.shape == Shape::Gated { 2 } else { 1 };
+        let num_units = weights.num_panels / panels_per_unit;
+        Self {
+            panels_per_unit,
+            num_units,
+            num_tasks: num_units.min(pool.num_threads() * TASKS_PER_THREAD),
+        }
+    }
+
+    fn panels(&self, task: usize) -> Range<usize> {
+        let units = pool::share(self.num_units, task, self.num_tasks);
+        units.start * self.panels_per_unit..units.end * self.panels_per_unit
+    }
+}
+
+/// Where the thread that has a task goes on reading.
+#[derive(Clone, Copy)]
+struct After {
+    start: *const u8,
+    panel_bytes: usize,
+}
+
+// SAFETY: memory is asked for it, and nothing is read there.
+unsafe impl Sync for After {}
+
+impl After {
+    /// The task that follows, or at the end of what a thread has the first one that it has of the next product.
+    fn of_task(pool: &Pool, weights: Weights, division: Division, task: usize) -> Self {
+        let is_last_of =
+            |thread: &usize| pool.tasks_of(*thread, division.num_tasks).end == task + 1;
+        let (packed, panel) = match (weights.next, (0..pool.num_threads()).find(is_last_of)) {
+            (Some(next), Some(thread)) => {
+                let division = Division::new(next, pool);
+                let first = pool.tasks_of(thread, division.num_tasks).start;
+                (next, division.panels(first).start)
+            }
+            _ => (weights.now, division.panels(task).end),
+        };
+        Self {
+            start: packed.panel(0).wrapping_add(panel * packed.panel_bytes()),
+            panel_bytes: packed.panel_bytes(),
         }
     }
 }
@@ -76,10 +149,11 @@ impl Kernel for IsExpanded {
 unsafe fn multiply_with<P: Products>(
     pool: &mut Pool,
     scratch: &mut Scratch,
-    weights: &Packed,
+    weights: Weights,
     activations: Activations,
 ) {
-    let row_bytes = P::row_bytes(weights.in_features);
+    let in_features = weights.now.in_features;
+    let row_bytes = P::row_bytes(in_features);
     let packed_rows = PackedRows {
         start: scratch.at_least(row_bytes * activations.num_rows).as_ptr(),
         row_bytes,
@@ -90,25 +164,24 @@ unsafe fn multiply_with<P: Products>(
         dispatch(PackRows::<P> {
             activations,
             rows,
-            in_features: weights.in_features,
+            in_features,
             packed_rows,
             products: Default::default(),
         });
     });
-    // A unit gives finished outputs.
-    let panels_per_unit = if weights.shape == Shape::Gated { 2 } else { 1 };
-    let num_units = weights.num_panels / panels_per_unit;
-    let num_tasks = num_units.min(pool.num_threads() * 4);
-    pool.run(num_tasks, &|task| {
-        let units = num_units * task / num_tasks..num_units * (task + 1) / num_tasks;
-        let panels = units.start * panels_per_unit..units.end * panels_per_unit;
+    let division = Division::new(weights.now, pool);
+    let after: Vec<After> = (0..division.num_tasks)
+        .map(|task| After::of_task(pool, weights, division, task))
+        .collect();
+    pool.run(division.num_tasks, &|task| {
         EXPANDED.with_borrow_mut(|expanded| {
             dispatch(MultiplyPanels::<P> {
-                weights,
+                weights: weights.now,
                 activations,
                 packed_rows,
-                panels,
-                expanded: expanded.at_least(2 * expanded_bytes(weights)).as_ptr(),
+                panels: division.panels(task),
+                after: after[task],
+                expanded: expanded.at_least(2 * expanded_bytes(in_features)).as_ptr(),
                 products: Default::default(),
             })
         });
@@ -126,7 +199,7 @@ unsafe impl Sync for PackedRows {}
 
 struct PackRows<P> {
     activations: Activations,
-    rows: std::ops::Range<usize>,
+    rows: Range<usize>,
     in_features: usize,
     packed_rows: PackedRows,
     products: std::marker::PhantomData<P>,
@@ -156,16 +229,12 @@ thread_local! {
     static EXPANDED: RefCell<Scratch> = RefCell::default();
 }
 
-/// Bytes of a panel that was expanded.
-fn expanded_bytes(weights: &Packed) -> usize {
-    weights.in_features.div_ceil(2) * PANEL * 4
-}
-
 struct MultiplyPanels<'a, P> {
     weights: &'a Packed,
     activations: Activations,
     packed_rows: PackedRows,
-    panels: std::ops::Range<usize>,
+    panels: Range<usize>,
+    after: After,
     /// Room for two of them.
     expanded: *mut u8,
     products: std::marker::PhantomData<P>,
@@ -202,22 +271,26 @@ struct Pass {
 }
 
 impl<P: Products> MultiplyPanels<'_, P> {
+    #[inline(always)]
+    unsafe fn is_expanded<S: Simd>(&self) -> bool {
+        self.weights.format == WeightFormat::Compact
+            && IsExpanded(self.activations.num_rows).run::<S>()
+    }
+
     /// Where the products read some panels, and the bytes of each.
     #[inline(always)]
-    unsafe fn source<S: Simd>(&self, panels: std::ops::Range<usize>) -> (*const u8, usize) {
+    unsafe fn source<S: Simd>(&self, panels: Range<usize>) -> (*const u8, usize) {
         let weights = self.weights;
-        if weights.format != WeightFormat::Compact
-            || !IsExpanded(self.activations.num_rows).run::<S>()
-        {
+        if !self.is_expanded::<S>() {
             return (weights.panel(panels.start), weights.panel_bytes());
         }
-        let panel_bytes = expanded_bytes(weights);
+        let panel_bytes = expanded_bytes(weights.in_features);
         let start = self.expanded;
         for (n, panel) in panels.enumerate() {
             expand_panel::<S>(
                 weights.panel(panel),
                 weights.in_features,
-                &weights.exponents,
+                weights.exponents,
                 start.add(n * panel_bytes).cast(),
             );
         }
@@ -235,17 +308,23 @@ impl<P: Products> MultiplyPanels<'_, P> {
                 panel,
                 source,
                 row: rows.start,
-                ahead: self.ahead::<N>(panel, (pass, num_passes)),
+                ahead: self.ahead::<S, N>(panel, (pass, num_passes)),
             };
-            with_count!(rows.len(), N, |M| self.some_rows::<S, M, N>(at));
+            with_count!(rows.len(), |M| self.some_rows::<S, M, N>(at));
         }
     }
 
     /// What to ask for in one of the passes over some panels, so that the next ones are there when the passes are over.
     #[inline(always)]
-    fn ahead<const N: usize>(&self, panel: usize, (pass, num_passes): (usize, usize)) -> Ahead {
-        if num_passes == 1 {
-            return Ahead::Along;
+    unsafe fn ahead<S: Simd, const N: usize>(
+        &self,
+        panel: usize,
+        (pass, num_passes): (usize, usize),
+    ) -> Ahead {
+        if num_passes == 1 && !self.is_expanded::<S>() {
+            return Ahead::Along {
+                after: self.after_panels::<N>(panel),
+            };
         }
         let next = panel + N..(panel + 2 * N).min(self.panels.end);
         if next.is_empty() {
@@ -255,6 +334,20 @@ impl<P: Products> MultiplyPanels<'_, P> {
         Ahead::Next {
             start: self.weights.panel(next.start).wrapping_add(pass * bytes),
             step: bytes.div_ceil(P::num_units(self.weights.in_features)),
+        }
+    }
+
+    /// Where to go on after each of the panels of a tile.
+    #[inline(always)]
+    fn after_panels<const N: usize>(&self, panel: usize) -> [*const u8; 2] {
+        let next = panel + N;
+        if next < self.panels.end {
+            let weights = self.weights;
+            let last = (next + 1).min(self.panels.end - 1);
+            [weights.panel(next), weights.panel(last)]
+        } else {
+            let After { start, panel_bytes } = self.after;
+            [start, start.wrapping_add(panel_bytes)]
         }
     }
 
@@ -272,7 +365,7 @@ impl<P: Products> MultiplyPanels<'_, P> {
             panel: source.0,
             panel_bytes: source.1,
             in_features: self.weights.in_features,
-            exponents: &self.weights.exponents,
+            exponents: self.weights.exponents,
             ahead,
         });
         for n in 0..N {

@@ -21,7 +21,7 @@ pub struct Tile {
     pub panel_bytes: usize,
     pub in_features: usize,
     /// What the codes of compact weights mean.
-    pub exponents: *const Exponents,
+    pub exponents: Exponents,
     pub ahead: Ahead,
 }
 
@@ -30,8 +30,10 @@ pub struct Tile {
 #[derive(Clone, Copy)]
 pub enum Ahead {
     Nothing,
-    /// Weights that are read once: those a little further on.
-    Along,
+    /// Weights that are read once: those a little further on, and after the end of a panel those at `after` for each of them.
+    Along {
+        after: [*const u8; 2],
+    },
     /// Weights that several tiles read: a part of the panels that come next, so many bytes for every unit of inputs.
     Next {
         start: *const u8,
@@ -52,12 +54,33 @@ impl Ahead {
         }
     }
 
-    /// `len` bytes at `from` are about to be read.
+    /// For panel `n` of a tile whose `N` panels are computed one after the other.
     #[inline(always)]
-    pub unsafe fn ask_along<S: Simd>(&self, from: *const u8, len: usize) {
-        if let Self::Along = self {
+    fn of_panel<const N: usize>(&self, n: usize, tile: &Tile) -> Self {
+        match *self {
+            Self::Along { after } if n + 1 == N => Self::Along {
+                after: [after[0]; 2],
+            },
+            Self::Along { .. } => Self::Along {
+                after: [tile.panel.wrapping_add((n + 1) * tile.panel_bytes); 2],
+            },
+            Self::Next { .. } if n > 0 => Self::Nothing,
+            other => other,
+        }
+    }
+
+    /// The `len` bytes at `offset` of panel `n` of the tile, which has `panel_bytes`, are about to be read.
+    #[inline(always)]
+    pub unsafe fn ask_along<S: Simd>(&self, tile: &Tile, n: usize, offset: usize, len: usize) {
+        if let Self::Along { after } = *self {
+            let offset = offset + Self::DISTANCE;
+            let from = if offset < tile.panel_bytes {
+                tile.panel.wrapping_add(n * tile.panel_bytes + offset)
+            } else {
+                after[n].wrapping_add(offset - tile.panel_bytes)
+            };
             for line in (0..len).step_by(CACHE_LINE) {
-                S::prefetch(from.wrapping_add(Self::DISTANCE + line));
+                S::prefetch(from.wrapping_add(line));
             }
         }
     }
@@ -95,8 +118,8 @@ impl Products for Bf16Products {
     }
 
     #[inline(always)]
-    fn rows<S: Simd>(num_panels: usize) -> usize {
-        S::ROWS[num_panels - 1]
+    fn rows<S: Simd>(_: usize) -> usize {
+        S::ROWS
     }
 
     #[inline(always)]
@@ -122,40 +145,68 @@ impl Products for Bf16Products {
 
     #[inline(always)]
     unsafe fn tile<S: Simd, const M: usize, const N: usize>(tile: Tile) -> Sums<S::F32, M, N> {
-        let mut sums = [[[S::splat(0.0); VECTORS]; N]; M];
-        for pair in 0..tile.in_features.div_ceil(2) {
-            tile.ahead.ask_next::<S>(pair);
-            let mut weights =
-                [[S::load_pairs(tile.panel.cast::<u32>().add(pair * PANEL)); VECTORS]; N];
-            for (n, panel) in weights.iter_mut().enumerate() {
-                let from = tile
-                    .panel
-                    .wrapping_add(n * tile.panel_bytes + pair * PANEL * 4);
-                tile.ahead.ask_along::<S>(from, PANEL * 4);
-                for (v, vector) in panel.iter_mut().enumerate() {
-                    *vector = S::load_pairs(
-                        tile.panel
-                            .add(n * tile.panel_bytes)
-                            .cast::<u32>()
-                            .add(pair * PANEL + v * LANES),
-                    );
-                }
+        if M * N <= S::ROWS {
+            return bf16_panels::<S, M, N>(tile);
+        }
+        one_by_one::<S, M, N, false>(tile)
+    }
+}
+
+/// A tile whose panels are computed one after the other, because the sums of all do not fit into registers.
+#[inline(always)]
+unsafe fn one_by_one<S: Simd, const M: usize, const N: usize, const IS_COMPACT: bool>(
+    tile: Tile,
+) -> Sums<S::F32, M, N> {
+    let mut sums = [[[S::splat(0.0); VECTORS]; N]; M];
+    for n in 0..N {
+        let panel = Tile {
+            panel: tile.panel.add(n * tile.panel_bytes),
+            ahead: tile.ahead.of_panel::<N>(n, &tile),
+            ..tile
+        };
+        let of_panel = if IS_COMPACT {
+            compact_panels::<S, M, 1>(panel)
+        } else {
+            bf16_panels::<S, M, 1>(panel)
+        };
+        for m in 0..M {
+            sums[m][n] = of_panel[m][0];
+        }
+    }
+    sums
+}
+
+#[inline(always)]
+unsafe fn bf16_panels<S: Simd, const M: usize, const N: usize>(tile: Tile) -> Sums<S::F32, M, N> {
+    let mut sums = [[[S::splat(0.0); VECTORS]; N]; M];
+    for pair in 0..tile.in_features.div_ceil(2) {
+        tile.ahead.ask_next::<S>(pair);
+        let mut weights = [[S::load_pairs(tile.panel.cast::<u32>().add(pair * PANEL)); VECTORS]; N];
+        for (n, panel) in weights.iter_mut().enumerate() {
+            (tile.ahead).ask_along::<S>(&tile, n, pair * PANEL * 4, PANEL * 4);
+            for (v, vector) in panel.iter_mut().enumerate() {
+                *vector = S::load_pairs(
+                    tile.panel
+                        .add(n * tile.panel_bytes)
+                        .cast::<u32>()
+                        .add(pair * PANEL + v * LANES),
+                );
             }
-            for (m, row) in sums.iter_mut().enumerate() {
-                let activations = tile
-                    .rows
-                    .add(m * tile.row_bytes)
-                    .cast::<S::Pair>()
-                    .add(pair);
-                for (panel, weights) in row.iter_mut().zip(weights) {
-                    for (sum, weights) in panel.iter_mut().zip(weights) {
-                        *sum = S::multiply_pairs(*sum, weights, activations);
-                    }
+        }
+        for (m, row) in sums.iter_mut().enumerate() {
+            let activations = tile
+                .rows
+                .add(m * tile.row_bytes)
+                .cast::<S::Pair>()
+                .add(pair);
+            for (panel, weights) in row.iter_mut().zip(weights) {
+                for (sum, weights) in panel.iter_mut().zip(weights) {
+                    *sum = S::multiply_pairs(*sum, weights, activations);
                 }
             }
         }
-        sums
     }
+    sums
 }
 
 /// `Compact` weights, expanded in registers. The same sums as of `Bf16Products`, in the same order.
@@ -186,19 +237,8 @@ impl Products for CompactProducts {
         if M * N <= FEW_SUMS {
             return compact_panels::<S, M, N>(tile);
         }
-        // One panel after the other: what a vector is made of takes registers too.
-        let mut sums = [[[S::splat(0.0); VECTORS]; N]; M];
-        for n in 0..N {
-            let panel_sums = compact_panels::<S, M, 1>(Tile {
-                panel: tile.panel.add(n * tile.panel_bytes),
-                ahead: if n == 0 { tile.ahead } else { Ahead::Nothing },
-                ..tile
-            });
-            for m in 0..M {
-                sums[m][n] = panel_sums[m][0];
-            }
-        }
-        sums
+        // What a vector is made of takes registers too.
+        one_by_one::<S, M, N, true>(tile)
     }
 }
 
@@ -210,12 +250,10 @@ unsafe fn compact_panels<S: Simd, const M: usize, const N: usize>(
     tile: Tile,
 ) -> Sums<S::F32, M, N> {
     let mut sums = [[[S::splat(0.0); VECTORS]; N]; M];
-    for two_pairs in 0..tile.in_features.div_ceil(4) {
+    for two_pairs in 0..compact::num_groups(tile.in_features) {
         for n in 0..N {
-            let group = tile
-                .panel
-                .wrapping_add(n * tile.panel_bytes + two_pairs * compact::GROUP_BYTES);
-            tile.ahead.ask_along::<S>(group, compact::GROUP_BYTES);
+            let group = two_pairs * compact::GROUP_BYTES;
+            (tile.ahead).ask_along::<S>(&tile, n, group, compact::GROUP_BYTES);
         }
         for pair in [2 * two_pairs, 2 * two_pairs + 1] {
             tile.ahead.ask_next::<S>(pair);
@@ -235,31 +273,27 @@ unsafe fn compact_panels<S: Simd, const M: usize, const N: usize>(
     sums
 }
 
-/// Writes a panel of compact weights as `Bf16Products` read it.
+/// Writes a panel of compact weights as `Bf16Products` read it, with zeros up to whole groups.
 #[inline(always)]
 pub unsafe fn expand_panel<S: Simd>(
     panel: *const u8,
     in_features: usize,
-    exponents: *const Exponents,
+    exponents: Exponents,
     to: *mut u32,
 ) {
-    for pair in 0..in_features.div_ceil(2) {
-        let (group, first) = compact::group_of(panel, pair);
-        for v in 0..VECTORS {
-            S::expand_compact(
-                group,
-                first + v,
-                exponents,
-                to.add(pair * PANEL + v * LANES),
-            );
+    for group in 0..compact::num_groups(in_features) {
+        let from = panel.add(group * compact::GROUP_BYTES);
+        let to = to.add(group * compact::NUM_VECTORS * LANES);
+        for vector in 0..compact::NUM_VECTORS {
+            S::expand_compact(from, vector, exponents, to.add(vector * LANES));
         }
     }
 }
 
-/// Calls `$body` with the constant `$rows` equal to `$count`, which is at most 12 for one panel and 8 for two. Every count is
-/// compiled on its own, so that its sums stay in registers.
+/// Calls `$body` with the constant `$rows` equal to `$count`, which is at most 12. Every count is compiled on its own, so that
+/// its sums stay in registers.
 macro_rules! with_count {
-    ($count:expr, $panels:expr, |$rows:ident| $body:expr) => {{
+    ($count:expr, |$rows:ident| $body:expr) => {{
         macro_rules! case {
             ($number:expr) => {{
                 const $rows: usize = $number;
@@ -275,10 +309,10 @@ macro_rules! with_count {
             6 => case!(6),
             7 => case!(7),
             8 => case!(8),
-            9 if $panels == 1 => case!(9),
-            10 if $panels == 1 => case!(10),
-            11 if $panels == 1 => case!(11),
-            12 if $panels == 1 => case!(12),
+            9 => case!(9),
+            10 => case!(10),
+            11 => case!(11),
+            12 => case!(12),
             _ => unreachable!("more rows than there are registers for"),
         }
     }};

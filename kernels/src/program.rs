@@ -5,7 +5,7 @@
 
 use crate::attention::{self, Attend, Rows};
 use crate::buffer::Scratch;
-use crate::linear::{self, Activations};
+use crate::linear::{self, Activations, Weights};
 use crate::packed::Packed;
 use crate::pointwise::{self, Normalize, Rotate};
 use crate::pool::Pool;
@@ -57,14 +57,28 @@ impl Program {
     /// # Safety
     /// The pointers of the calls and of `step` hold what the kernels say, for as many tokens as the step has.
     pub unsafe fn run(&self, pool: &mut Pool, scratch: &mut Scratch, step: &Step) {
-        for call in &self.calls {
-            call.run(pool, scratch, step);
+        for (n, call) in self.calls.iter().enumerate() {
+            call.run(pool, scratch, step, self.weights_after(n));
         }
+    }
+
+    /// The weights of the first product after call number `n`.
+    unsafe fn weights_after(&self, n: usize) -> Option<&Packed> {
+        self.calls[n + 1..].iter().find_map(|call| match call {
+            Call::Multiply { weights, .. } => Some(&**weights),
+            _ => None,
+        })
     }
 }
 
 impl Call {
-    unsafe fn run(&self, pool: &mut Pool, scratch: &mut Scratch, step: &Step) {
+    unsafe fn run(
+        &self,
+        pool: &mut Pool,
+        scratch: &mut Scratch,
+        step: &Step,
+        next_weights: Option<&Packed>,
+    ) {
         let num_rows = step.num_tokens;
         match *self {
             Call::Gather { weights, output } => {
@@ -92,7 +106,11 @@ impl Call {
                     num_rows,
                     ..activations
                 };
-                linear::multiply(pool, scratch, &*weights, activations);
+                let weights = Weights {
+                    now: &*weights,
+                    next: next_weights,
+                };
+                linear::multiply(pool, scratch, weights, activations);
             }
             Call::Rotate(rotate) => {
                 let rotate = Rotate {

@@ -153,7 +153,7 @@ impl<Q: Quantized> Products for QuantizedProducts<Q> {
 
     #[inline(always)]
     fn rows<S: Simd>(num_panels: usize) -> usize {
-        (S::ROWS[num_panels - 1] / 2).max(1) // each sum takes two registers, one of integers
+        (S::ROWS / num_panels / 2).max(1) // each sum takes two registers, one of integers
     }
 
     #[inline(always)]
@@ -223,7 +223,8 @@ impl<Q: Quantized> Products for QuantizedProducts<Q> {
                     for v in 0..VECTORS {
                         let from =
                             panel.add(n * tile.panel_bytes + step * bytes_per_quad + v * LANES * 4);
-                        tile.ahead.ask_along::<S>(from, LANES * 4);
+                        let offset = group * Q::GROUP_BYTES + step * bytes_per_quad + v * LANES * 4;
+                        (tile.ahead).ask_along::<S>(&tile, n, offset, LANES * 4);
                         if Q::HALVES {
                             let [lower, upper] = S::load_half_quads(from);
                             for m in 0..M {

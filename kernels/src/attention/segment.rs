@@ -62,7 +62,7 @@ impl<'a> SegmentWork<'a> {
             };
             let mut row = 0;
             while row < num_rows {
-                let count = (num_rows - row).min(S::ROWS[1]);
+                let count = (num_rows - row).min(S::ROWS / 2);
                 let part = Part {
                     work: self,
                     tile,
@@ -71,7 +71,7 @@ impl<'a> SegmentWork<'a> {
                     first,
                     row,
                 };
-                with_count!(count, 2, |M| part.add_tile::<S, M>());
+                with_count!(count, |M| part.add_tile::<S, M>());
                 row += count;
             }
         }

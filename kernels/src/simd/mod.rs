@@ -36,8 +36,8 @@ pub trait Simd: Copy + 'static {
     /// Sixteen times four uint8 weights, ready for `multiply_quads`.
     type Quads: Copy;
 
-    /// Rows of activations whose sums fit into registers, with one panel of weights and with two.
-    const ROWS: [usize; 2];
+    /// Rows of activations whose sums with one panel of weights fit into registers.
+    const ROWS: usize;
     /// The same with compact weights, which are expanded anew for so many.
     const COMPACT_ROWS: usize;
 
@@ -77,26 +77,17 @@ pub trait Simd: Copy + 'static {
     unsafe fn load_pairs(from: *const u32) -> Self::Pairs;
     /// Sixteen pairs of a compact group (see `compact`), as `load_pairs` has them.
     #[inline(always)]
-    unsafe fn load_compact(
-        group: *const u8,
-        vector: usize,
-        exponents: *const Exponents,
-    ) -> Self::Pairs {
+    unsafe fn load_compact(group: *const u8, vector: usize, exponents: Exponents) -> Self::Pairs {
         let mut pairs = [0; LANES];
         Self::expand_compact(group, vector, exponents, pairs.as_mut_ptr());
         Self::load_pairs(pairs.as_ptr())
     }
     /// Writes sixteen pairs of a compact group as `load_pairs` takes them.
     #[inline(always)]
-    unsafe fn expand_compact(
-        group: *const u8,
-        vector: usize,
-        exponents: *const Exponents,
-        to: *mut u32,
-    ) {
+    unsafe fn expand_compact(group: *const u8, vector: usize, exponents: Exponents, to: *mut u32) {
         for lane in 0..LANES {
-            let first = compact::expand(group, vector, 2 * lane, &*exponents);
-            let second = compact::expand(group, vector, 2 * lane + 1, &*exponents);
+            let first = compact::expand(group, vector, 2 * lane, &exponents);
+            let second = compact::expand(group, vector, 2 * lane + 1, &exponents);
             *to.add(lane) = u32::from(first) | u32::from(second) << 16;
         }
     }

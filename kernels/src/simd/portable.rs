@@ -33,7 +33,7 @@ impl Simd for Portable {
     type Pairs = [Lanes<f32>; 2];
     type Quads = Lanes<[u8; 4]>;
 
-    const ROWS: [usize; 2] = [2, 1];
+    const ROWS: usize = 2;
     const COMPACT_ROWS: usize = 2;
 
     #[inline(always)]

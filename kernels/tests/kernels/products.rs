@@ -3,7 +3,7 @@
 use crate::common::{Random, with_every_instruction_set};
 use text_gen_kernels::bf16;
 use text_gen_kernels::buffer::Scratch;
-use text_gen_kernels::linear::{Activations, multiply};
+use text_gen_kernels::linear::{Activations, Weights, multiply};
 use text_gen_kernels::packed::{PANEL, Packed, Shape, Source, WeightFormat};
 use text_gen_kernels::pool;
 
@@ -76,11 +76,15 @@ fn run(packed: &Packed, case: &Case) -> Vec<f32> {
         output_stride: packed.out_features,
         num_rows: case.num_rows,
     };
+    let weights = Weights {
+        now: packed,
+        next: Some(packed),
+    };
     unsafe {
         multiply(
             &mut pool::lock(),
             &mut Scratch::default(),
-            packed,
+            weights,
             activations,
         )
     };

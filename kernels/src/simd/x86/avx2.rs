@@ -18,7 +18,7 @@ impl Simd for Avx2 {
     type Pairs = [Two; 2];
     type Quads = [__m256i; 2];
 
-    const ROWS: [usize; 2] = [2, 1];
+    const ROWS: usize = 2;
     const COMPACT_ROWS: usize = 2;
 
     #[inline(always)]
@@ -154,20 +154,11 @@ impl Simd for Avx2 {
         ])
     }
     #[inline(always)]
-    unsafe fn load_compact(
-        group: *const u8,
-        vector: usize,
-        exponents: *const Exponents,
-    ) -> Self::Pairs {
+    unsafe fn load_compact(group: *const u8, vector: usize, exponents: Exponents) -> Self::Pairs {
         pairs_of(expand(group, vector, exponents))
     }
     #[inline(always)]
-    unsafe fn expand_compact(
-        group: *const u8,
-        vector: usize,
-        exponents: *const Exponents,
-        to: *mut u32,
-    ) {
+    unsafe fn expand_compact(group: *const u8, vector: usize, exponents: Exponents, to: *mut u32) {
         let [low, high] = expand(group, vector, exponents);
         _mm256_storeu_si256(to.cast(), low);
         _mm256_storeu_si256(to.add(8).cast(), high);
@@ -245,9 +236,9 @@ unsafe fn pairs_of(bits: [__m256i; 2]) -> [Two; 2] {
 
 /// Sixteen pairs of a compact group.
 #[inline(always)]
-unsafe fn expand(group: *const u8, vector: usize, exponents: *const Exponents) -> [__m256i; 2] {
+unsafe fn expand(group: *const u8, vector: usize, exponents: Exponents) -> [__m256i; 2] {
     let (bytes, codes) = compact::parts(group, vector);
-    let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(exponents.cast()));
+    let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(exponents.as_ptr().cast()));
     let shift = _mm_cvtsi32_si128(4 * vector as i32);
     let kept = _mm256_set1_epi16(0x807f_u16 as i16);
     let mut pairs = [_mm256_setzero_si256(); 2];

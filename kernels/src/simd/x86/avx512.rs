@@ -14,10 +14,12 @@ pub struct Avx512Bf16;
 
 /// Sixteen pairs of a compact group.
 #[inline(always)]
-unsafe fn expand(group: *const u8, vector: usize, exponents: *const Exponents) -> __m512i {
+unsafe fn expand(group: *const u8, vector: usize, exponents: Exponents) -> __m512i {
     let (bytes, codes) = compact::parts(group, vector);
     // Words of the exponents, twice, because a look-up takes five bits and the fifth belongs to the next vector.
-    let words = _mm256_slli_epi16::<7>(_mm256_cvtepu8_epi16(_mm_loadu_si128(exponents.cast())));
+    let words = _mm256_slli_epi16::<7>(_mm256_cvtepu8_epi16(_mm_loadu_si128(
+        exponents.as_ptr().cast(),
+    )));
     let table = _mm512_broadcast_i64x4(words);
     let codes = _mm512_srl_epi16(
         _mm512_loadu_si512(codes.cast()),
@@ -36,8 +38,8 @@ macro_rules! common {
         type I32 = __m512i;
         type Quads = __m512i;
 
-        const ROWS: [usize; 2] = [12, 6];
-        const COMPACT_ROWS: usize = 8;
+        const ROWS: usize = 12;
+        const COMPACT_ROWS: usize = 12;
 
         #[inline(always)]
         unsafe fn prefetch(from: *const u8) {
@@ -128,7 +130,7 @@ macro_rules! common {
         unsafe fn load_compact(
             group: *const u8,
             vector: usize,
-            exponents: *const Exponents,
+            exponents: Exponents,
         ) -> Self::Pairs {
             Self::pairs_of(expand(group, vector, exponents))
         }
@@ -136,7 +138,7 @@ macro_rules! common {
         unsafe fn expand_compact(
             group: *const u8,
             vector: usize,
-            exponents: *const Exponents,
+            exponents: Exponents,
             to: *mut u32,
         ) {
             _mm512_storeu_si512(to.cast(), expand(group, vector, exponents));
