@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 OURS = "ours"
 MAX_START_SECS = 5.0
 MAX_STEP_RATIO = 3.0
-BYTES_PER_WEIGHT = {"bfloat16": 2.0, "float16": 2.0, "float32": 4.0, "int8": 1.0, "int4": 0.5, "auto": 2.0}
+BYTES_PER_WEIGHT = {"bfloat16": 2.0, "float16": 2.0, "float32": 4.0, "int8": 1.03, "int4": 0.56, "auto": 2.0}
 
 
 class Medians:

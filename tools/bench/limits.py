@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
     from bench.model import Shape
 
-MATRIX_BYTES = 1 << 29
-COLUMNS = 4096
+READ_BYTES = 1 << 29
 SQUARE = 2048
 REPEATS = 5
 
@@ -43,15 +42,14 @@ class Machine:
         return {"kind": "machine", "cpus": len(os.sched_getaffinity(0)), **asdict(self)}
 
 
-def measure_machine(matrix_bytes: int = MATRIX_BYTES, square: int = SQUARE) -> Machine:
-    """Takes a few seconds of all CPUs. `matrix_bytes` must be far above any cache."""
-    matrix, vector = torch.ones(matrix_bytes // 4 // COLUMNS, COLUMNS), torch.ones(COLUMNS)
-    seconds_read = _best(partial(torch.mv, matrix, vector))
+def measure_machine(read_bytes: int = READ_BYTES, square: int = SQUARE) -> Machine:
+    """Takes a few seconds of all CPUs. `read_bytes` must be far above any cache."""
+    seconds_read = _best(torch.ones(read_bytes // 4).sum)  # a product with a vector is on one thread on some processors
     flops = 0.0
     for dtype in (torch.float32, torch.bfloat16):
         factor = torch.ones(square, square, dtype=dtype)
         flops = max(flops, 2 * square**3 / _best(partial(torch.mm, factor, factor)))
-    return Machine(matrix_bytes / seconds_read, flops)
+    return Machine(read_bytes / seconds_read, flops)
 
 
 def _best(work: Callable[[], object]) -> float:

