@@ -182,6 +182,8 @@ impl Part<'_> {
         Bf16Products::pack_row::<S>(scores, TILE, to);
         let factor = if *highest == f32::NEG_INFINITY {
             0.0
+        } else if *highest == reference {
+            1.0 // nearly always: the exponential would be called for nothing
         } else {
             (*highest - reference).exp()
         };

@@ -61,6 +61,8 @@ impl State {
             let factor = |score: f32| {
                 if score == f32::NEG_INFINITY {
                     0.0
+                } else if score == highest {
+                    1.0
                 } else {
                     (score - highest).exp()
                 }

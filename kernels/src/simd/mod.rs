@@ -59,7 +59,7 @@ pub trait Simd: Copy + 'static {
     unsafe fn fma(a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
     /// To the nearest integer, halves to even.
     unsafe fn round(a: Self::F32) -> Self::F32;
-    /// a * 2^n for integral n in -126..=127.
+    /// a * 2^n for integral n of at most 127; 0 where n is below -126.
     unsafe fn scale(a: Self::F32, n: Self::F32) -> Self::F32;
     unsafe fn sum(a: Self::F32) -> f32;
     unsafe fn max_lane(a: Self::F32) -> f32;

@@ -91,7 +91,7 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn scale(a: Self::F32, n: Self::F32) -> Self::F32 {
         zip(a, n, |a, n| {
-            a * f32::from_bits(((n as i32 + 127) << 23) as u32)
+            a * f32::from_bits(((n as i32 + 127).max(0) << 23) as u32)
         })
     }
     #[inline(always)]

@@ -86,6 +86,7 @@ impl Simd for Avx2 {
     unsafe fn scale(a: Two, n: Two) -> Two {
         let power = |n: __m256| {
             let biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+            let biased = _mm256_max_epi32(biased, _mm256_setzero_si256());
             _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
         };
         [

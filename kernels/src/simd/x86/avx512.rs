@@ -95,7 +95,8 @@ macro_rules! common {
         }
         #[inline(always)]
         unsafe fn scale(a: __m512, n: __m512) -> __m512 {
-            _mm512_scalef_ps(a, n)
+            let is_normal = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(n, _mm512_set1_ps(-126.0));
+            _mm512_maskz_scalef_ps(is_normal, a, n)
         }
         #[inline(always)]
         unsafe fn sum(a: __m512) -> f32 {
