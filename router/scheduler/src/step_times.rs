@@ -15,7 +15,7 @@ use crate::plan::MIN_PREFILL_TOKENS;
 /// A step with prefill is to take so many times what one takes that only decodes. Nobody should see 3, and some take longer than foreseen.
 const MAX_STEP_RATIO: f64 = 2.2;
 /// Nobody sees the difference between steps that are faster than this.
-const UNNOTICED_SECS: f64 = 0.03;
+const UNNOTICED_SECS: f64 = 0.015;
 /// After so many steps with prefill one only decodes, so that it is known how long that takes; earlier while little is known.
 const MAX_UNMEASURED_STEPS: usize = 64;
 const FIRST_UNMEASURED_STEPS: usize = 8;
