@@ -9,10 +9,12 @@ use crate::simd::LANES;
 
 /// Inputs that are packed together.
 const GROUP: usize = 4;
+/// Pairs of inputs of a group.
+pub const PAIRS: usize = GROUP / 2;
 /// Bytes of a vector of sixteen pairs: sign and mantissa of each weight.
 const VECTOR_BYTES: usize = 2 * LANES;
 /// Vectors of a group, then a word for each place in a vector with the exponents there, four bits for each vector.
-pub const NUM_VECTORS: usize = GROUP / 2 * PANEL / LANES;
+pub const NUM_VECTORS: usize = PAIRS * PANEL / LANES;
 pub const GROUP_BYTES: usize = (NUM_VECTORS + 2) * VECTOR_BYTES;
 /// More of them would cost more than they save.
 const MOST_ESCAPES: f64 = 1.0 / 500.0;
@@ -145,15 +147,6 @@ pub(crate) unsafe fn expand(
     let codes = *exponent_words(group.cast_mut()).add(place);
     let exponent = exponents[usize::from(codes >> (4 * vector) & 15)];
     (byte & 0x80) << 8 | u16::from(exponent) << 7 | byte & 0x7f
-}
-
-/// Vectors of a pair of inputs, where they are in their group, and their number in it.
-#[inline(always)]
-pub(crate) unsafe fn group_of(panel: *const u8, pair: usize) -> (*const u8, usize) {
-    (
-        panel.add(pair / 2 * GROUP_BYTES),
-        pair % 2 * (PANEL / LANES),
-    )
 }
 
 /// Where the exponents of a group begin.

@@ -104,34 +104,26 @@ impl Division {
     }
 }
 
-/// Where the thread that has a task goes on reading.
+/// An address that memory is asked for.
 #[derive(Clone, Copy)]
-struct After {
-    start: *const u8,
-    panel_bytes: usize,
-}
+struct Asked(*const u8);
 
-// SAFETY: memory is asked for it, and nothing is read there.
-unsafe impl Sync for After {}
+// SAFETY: nothing is read there.
+unsafe impl Sync for Asked {}
 
-impl After {
-    /// The task that follows, or at the end of what a thread has the first one that it has of the next product.
-    fn of_task(pool: &Pool, weights: Weights, division: Division, task: usize) -> Self {
-        let is_last_of =
-            |thread: &usize| pool.tasks_of(*thread, division.num_tasks).end == task + 1;
-        let (packed, panel) = match (weights.next, (0..pool.num_threads()).find(is_last_of)) {
-            (Some(next), Some(thread)) => {
-                let division = Division::new(next, pool);
-                let first = pool.tasks_of(thread, division.num_tasks).start;
-                (next, division.panels(first).start)
-            }
-            _ => (weights.now, division.panels(task).end),
-        };
-        Self {
-            start: packed.panel(0).wrapping_add(panel * packed.panel_bytes()),
-            panel_bytes: packed.panel_bytes(),
+/// Where the thread that has a task goes on reading: the task that follows, or at the end of what it has the first one that it
+/// has of the next product.
+fn after_task(pool: &Pool, weights: Weights, division: Division, task: usize) -> *const u8 {
+    let is_last_of = |thread: &usize| pool.tasks_of(*thread, division.num_tasks).end == task + 1;
+    let (packed, panel) = match (weights.next, (0..pool.num_threads()).find(is_last_of)) {
+        (Some(next), Some(thread)) => {
+            let division = Division::new(next, pool);
+            let first = pool.tasks_of(thread, division.num_tasks).start;
+            (next, division.panels(first).start)
         }
-    }
+        _ => (weights.now, division.panels(task).end),
+    };
+    packed.panel(0).wrapping_add(panel * packed.panel_bytes())
 }
 
 /// Whether so many rows multiply compact weights that were expanded once for all of them.
@@ -170,17 +162,19 @@ unsafe fn multiply_with<P: Products>(
         });
     });
     let division = Division::new(weights.now, pool);
-    let after: Vec<After> = (0..division.num_tasks)
-        .map(|task| After::of_task(pool, weights, division, task))
+    let tasks = division.num_tasks;
+    let shared: &Pool = pool;
+    let after: Vec<Asked> = (0..tasks)
+        .map(|task| Asked(after_task(shared, weights, division, task)))
         .collect();
-    pool.run(division.num_tasks, &|task| {
+    pool.run(tasks, &|task| {
         EXPANDED.with_borrow_mut(|expanded| {
             dispatch(MultiplyPanels::<P> {
                 weights: weights.now,
                 activations,
                 packed_rows,
                 panels: division.panels(task),
-                after: after[task],
+                after: after[task].0,
                 expanded: expanded.at_least(2 * expanded_bytes(in_features)).as_ptr(),
                 products: Default::default(),
             })
@@ -234,7 +228,8 @@ struct MultiplyPanels<'a, P> {
     activations: Activations,
     packed_rows: PackedRows,
     panels: Range<usize>,
-    after: After,
+    /// Where the thread goes on reading after the last of them.
+    after: *const u8,
     /// Room for two of them.
     expanded: *mut u8,
     products: std::marker::PhantomData<P>,
@@ -245,24 +240,21 @@ impl<P: Products> Kernel for MultiplyPanels<'_, P> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let mut panel = self.panels.start;
-        while panel < self.panels.end {
-            // Two panels read more weights for each activation; with one, more rows share the weights that were read.
-            let count = (self.panels.end - panel).min(2);
-            let source = self.source::<S>(panel..panel + count);
-            if count == 2 {
-                self.all_rows::<S, 2>(panel, source);
+        let gated = self.weights.shape == Shape::Gated;
+        for first in self.panels.clone().step_by(if gated { 2 } else { 1 }) {
+            if gated {
+                self.all_rows::<S, 2>(first);
             } else {
-                self.all_rows::<S, 1>(panel, source);
+                self.all_rows::<S, 1>(first);
             }
-            panel += count;
         }
     }
 }
 
-/// Some rows with one or two panels.
+/// Some rows with the panels of a unit.
 #[derive(Clone, Copy)]
 struct Pass {
+    /// The first of them.
     panel: usize,
     /// Where the weights are, and the bytes of a panel.
     source: (*const u8, usize),
@@ -297,18 +289,20 @@ impl<P: Products> MultiplyPanels<'_, P> {
         (start, panel_bytes)
     }
 
+    /// All rows with `N` panels.
     #[inline(always)]
-    unsafe fn all_rows<S: Simd, const N: usize>(&self, panel: usize, source: (*const u8, usize)) {
+    unsafe fn all_rows<S: Simd, const N: usize>(&self, panel: usize) {
+        let source = self.source::<S>(panel..panel + N);
         let num_rows = self.activations.num_rows;
-        let num_passes = num_rows.div_ceil(P::rows::<S>(N));
+        let num_passes = num_rows.div_ceil(P::rows::<S>());
         for pass in 0..num_passes {
             // Passes of about equal size.
-            let rows = num_rows * pass / num_passes..num_rows * (pass + 1) / num_passes;
+            let rows = pool::share(num_rows, pass, num_passes);
             let at = Pass {
                 panel,
                 source,
                 row: rows.start,
-                ahead: self.ahead::<S, N>(panel, (pass, num_passes)),
+                ahead: self.ahead::<S>(panel..panel + N, (pass, num_passes)),
             };
             with_count!(rows.len(), |M| self.some_rows::<S, M, N>(at));
         }
@@ -316,81 +310,75 @@ impl<P: Products> MultiplyPanels<'_, P> {
 
     /// What to ask for in one of the passes over some panels, so that the next ones are there when the passes are over.
     #[inline(always)]
-    unsafe fn ahead<S: Simd, const N: usize>(
+    unsafe fn ahead<S: Simd>(
         &self,
-        panel: usize,
+        panels: Range<usize>,
         (pass, num_passes): (usize, usize),
     ) -> Ahead {
+        let after = if panels.end < self.panels.end {
+            self.weights.panel(panels.end)
+        } else {
+            self.after
+        };
         if num_passes == 1 && !self.is_expanded::<S>() {
-            return Ahead::Along {
-                after: self.after_panels::<N>(panel),
-            };
+            return Ahead::Along { after };
         }
-        let next = panel + N..(panel + 2 * N).min(self.panels.end);
-        if next.is_empty() {
-            return Ahead::Nothing;
-        }
-        let bytes = next.len() * self.weights.panel_bytes() / num_passes;
+        let bytes = panels.len() * self.weights.panel_bytes() / num_passes;
         Ahead::Next {
-            start: self.weights.panel(next.start).wrapping_add(pass * bytes),
+            start: after.wrapping_add(pass * bytes),
             step: bytes.div_ceil(P::num_units(self.weights.in_features)),
         }
     }
 
-    /// Where to go on after each of the panels of a tile.
+    /// What is asked for beside panel `n` of `N` in a pass.
     #[inline(always)]
-    fn after_panels<const N: usize>(&self, panel: usize) -> [*const u8; 2] {
-        let next = panel + N;
-        if next < self.panels.end {
-            let weights = self.weights;
-            let last = (next + 1).min(self.panels.end - 1);
-            [weights.panel(next), weights.panel(last)]
-        } else {
-            let After { start, panel_bytes } = self.after;
-            [start, start.wrapping_add(panel_bytes)]
+    fn ahead_of_panel<const N: usize>(at: Pass, n: usize) -> Ahead {
+        match at.ahead {
+            Ahead::Along { .. } if n + 1 < N => Ahead::Along {
+                after: at.source.0.wrapping_add((n + 1) * at.source.1),
+            },
+            Ahead::Next { .. } if n > 0 => Ahead::Nothing,
+            ahead => ahead,
         }
     }
 
     #[inline(always)]
     unsafe fn some_rows<S: Simd, const M: usize, const N: usize>(&self, at: Pass) {
         let Pass {
-            panel,
-            source,
-            row,
-            ahead,
+            panel, source, row, ..
         } = at;
-        let mut sums = P::tile::<S, M, N>(Tile {
-            rows: self.packed_rows.start.add(row * self.packed_rows.row_bytes),
-            row_bytes: self.packed_rows.row_bytes,
-            panel: source.0,
-            panel_bytes: source.1,
-            in_features: self.weights.in_features,
-            exponents: self.weights.exponents,
-            ahead,
-        });
+        let mut sums = [[[S::splat(0.0); VECTORS]; M]; N];
+        for n in 0..N {
+            sums[n] = P::tile::<S, M>(Tile {
+                rows: self.packed_rows.start.add(row * self.packed_rows.row_bytes),
+                row_bytes: self.packed_rows.row_bytes,
+                panel: source.0.add(n * source.1),
+                panel_bytes: source.1,
+                in_features: self.weights.in_features,
+                exponents: self.weights.exponents,
+                ahead: Self::ahead_of_panel::<N>(at, n),
+            });
+        }
         for n in 0..N {
             let escapes = self.weights.escapes(panel + n);
             if !escapes.is_empty() {
                 for m in 0..M {
-                    sums[m][n] = self.add_escapes::<S>(sums[m][n], escapes, row + m);
+                    sums[n][m] = self.add_escapes::<S>(sums[n][m], escapes, row + m);
                 }
             }
         }
         for m in 0..M {
-            let panels = sums[m];
-            if N == 2 && self.weights.shape == Shape::Gated {
+            if N == 2 {
                 let block = panel / 2;
                 let num_blocks = self.weights.num_panels / 2;
-                let gate = self.add_bias::<S>(panels[0], block * PANEL);
-                let up = self.add_bias::<S>(panels[N - 1], (num_blocks + block) * PANEL);
+                let gate = self.add_bias::<S>(sums[0][m], block * PANEL);
+                let up = self.add_bias::<S>(sums[N - 1][m], (num_blocks + block) * PANEL);
                 let first = S::mul(silu::<S>(gate[0]), up[0]);
                 let second = S::mul(silu::<S>(gate[1]), up[1]);
                 self.store::<S>(row + m, block, [first, second]);
             } else {
-                for n in 0..N {
-                    let sums = self.add_bias::<S>(panels[n], (panel + n) * PANEL);
-                    self.store::<S>(row + m, panel + n, sums);
-                }
+                let sums = self.add_bias::<S>(sums[0][m], panel * PANEL);
+                self.store::<S>(row + m, panel, sums);
             }
         }
     }

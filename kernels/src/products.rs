@@ -1,4 +1,4 @@
-//! The innermost loops: a few rows of activations times one or two panels of weights, with the sums in registers.
+//! The innermost loops: a few rows of activations times a panel of weights, with the sums in registers.
 
 use crate::compact::{self, Exponents};
 use crate::packed::PANEL;
@@ -7,8 +7,8 @@ use crate::simd::{LANES, Simd};
 /// Vectors of a panel.
 pub const VECTORS: usize = PANEL / LANES;
 
-/// Sums of M rows over N panels. Taken by index, because iterators by value make the compiler keep them in memory.
-pub type Sums<F, const M: usize, const N: usize> = [[[F; VECTORS]; N]; M];
+/// Sums of M rows over a panel. Taken by index, because iterators by value make the compiler keep them in memory.
+pub type Sums<F, const M: usize> = [[F; VECTORS]; M];
 
 /// Where the operands of a tile are.
 #[derive(Clone, Copy)]
@@ -16,7 +16,7 @@ pub struct Tile {
     /// Packed rows of activations, `row_bytes` apart.
     pub rows: *const u8,
     pub row_bytes: usize,
-    /// Packed panels of weights, `panel_bytes` apart.
+    /// A packed panel of weights, and its size.
     pub panel: *const u8,
     pub panel_bytes: usize,
     pub in_features: usize,
@@ -30,9 +30,9 @@ pub struct Tile {
 #[derive(Clone, Copy)]
 pub enum Ahead {
     Nothing,
-    /// Weights that are read once: those a little further on, and after the end of a panel those at `after` for each of them.
+    /// Weights that are read once: those a little further on, which beyond the panel are those at `after`.
     Along {
-        after: [*const u8; 2],
+        after: *const u8,
     },
     /// Weights that several tiles read: a part of the panels that come next, so many bytes for every unit of inputs.
     Next {
@@ -54,30 +54,15 @@ impl Ahead {
         }
     }
 
-    /// For panel `n` of a tile whose `N` panels are computed one after the other.
+    /// The `len` bytes at `offset` of the panel are about to be read.
     #[inline(always)]
-    fn of_panel<const N: usize>(&self, n: usize, tile: &Tile) -> Self {
-        match *self {
-            Self::Along { after } if n + 1 == N => Self::Along {
-                after: [after[0]; 2],
-            },
-            Self::Along { .. } => Self::Along {
-                after: [tile.panel.wrapping_add((n + 1) * tile.panel_bytes); 2],
-            },
-            Self::Next { .. } if n > 0 => Self::Nothing,
-            other => other,
-        }
-    }
-
-    /// The `len` bytes at `offset` of panel `n` of the tile, which has `panel_bytes`, are about to be read.
-    #[inline(always)]
-    pub unsafe fn ask_along<S: Simd>(&self, tile: &Tile, n: usize, offset: usize, len: usize) {
+    pub unsafe fn ask_along<S: Simd>(&self, tile: &Tile, offset: usize, len: usize) {
         if let Self::Along { after } = *self {
             let offset = offset + Self::DISTANCE;
             let from = if offset < tile.panel_bytes {
-                tile.panel.wrapping_add(n * tile.panel_bytes + offset)
+                tile.panel.wrapping_add(offset)
             } else {
-                after[n].wrapping_add(offset - tile.panel_bytes)
+                after.wrapping_add(offset - tile.panel_bytes)
             };
             for line in (0..len).step_by(CACHE_LINE) {
                 S::prefetch(from.wrapping_add(line));
@@ -96,13 +81,13 @@ pub trait Products: Copy + Sync {
     /// Steps of a tile along the inputs.
     fn num_units(in_features: usize) -> usize;
 
-    /// How many rows to take at once with `num_panels`.
-    fn rows<S: Simd>(num_panels: usize) -> usize;
+    /// How many rows to take at once.
+    fn rows<S: Simd>() -> usize;
 
     /// `from` holds `in_features` float32, `to` has `row_bytes` aligned to a cache line.
     unsafe fn pack_row<S: Simd>(from: *const f32, in_features: usize, to: *mut u8);
 
-    unsafe fn tile<S: Simd, const M: usize, const N: usize>(tile: Tile) -> Sums<S::F32, M, N>;
+    unsafe fn tile<S: Simd, const M: usize>(tile: Tile) -> Sums<S::F32, M>;
 }
 
 #[derive(Clone, Copy)]
@@ -118,7 +103,7 @@ impl Products for Bf16Products {
     }
 
     #[inline(always)]
-    fn rows<S: Simd>(_: usize) -> usize {
+    fn rows<S: Simd>() -> usize {
         S::ROWS
     }
 
@@ -144,69 +129,25 @@ impl Products for Bf16Products {
     }
 
     #[inline(always)]
-    unsafe fn tile<S: Simd, const M: usize, const N: usize>(tile: Tile) -> Sums<S::F32, M, N> {
-        if M * N <= S::ROWS {
-            return bf16_panels::<S, M, N>(tile);
-        }
-        one_by_one::<S, M, N, false>(tile)
-    }
-}
-
-/// A tile whose panels are computed one after the other, because the sums of all do not fit into registers.
-#[inline(always)]
-unsafe fn one_by_one<S: Simd, const M: usize, const N: usize, const IS_COMPACT: bool>(
-    tile: Tile,
-) -> Sums<S::F32, M, N> {
-    let mut sums = [[[S::splat(0.0); VECTORS]; N]; M];
-    for n in 0..N {
-        let panel = Tile {
-            panel: tile.panel.add(n * tile.panel_bytes),
-            ahead: tile.ahead.of_panel::<N>(n, &tile),
-            ..tile
-        };
-        let of_panel = if IS_COMPACT {
-            compact_panels::<S, M, 1>(panel)
-        } else {
-            bf16_panels::<S, M, 1>(panel)
-        };
-        for m in 0..M {
-            sums[m][n] = of_panel[m][0];
-        }
-    }
-    sums
-}
-
-#[inline(always)]
-unsafe fn bf16_panels<S: Simd, const M: usize, const N: usize>(tile: Tile) -> Sums<S::F32, M, N> {
-    let mut sums = [[[S::splat(0.0); VECTORS]; N]; M];
-    for pair in 0..tile.in_features.div_ceil(2) {
-        tile.ahead.ask_next::<S>(pair);
-        let mut weights = [[S::load_pairs(tile.panel.cast::<u32>().add(pair * PANEL)); VECTORS]; N];
-        for (n, panel) in weights.iter_mut().enumerate() {
-            (tile.ahead).ask_along::<S>(&tile, n, pair * PANEL * 4, PANEL * 4);
-            for (v, vector) in panel.iter_mut().enumerate() {
-                *vector = S::load_pairs(
-                    tile.panel
-                        .add(n * tile.panel_bytes)
-                        .cast::<u32>()
-                        .add(pair * PANEL + v * LANES),
-                );
+    unsafe fn tile<S: Simd, const M: usize>(tile: Tile) -> Sums<S::F32, M> {
+        let mut sums = [[S::splat(0.0); VECTORS]; M];
+        for pair in 0..tile.in_features.div_ceil(2) {
+            tile.ahead.ask_next::<S>(pair);
+            (tile.ahead).ask_along::<S>(&tile, pair * PANEL * 4, PANEL * 4);
+            let from = tile.panel.cast::<u32>().add(pair * PANEL);
+            let mut weights = [S::load_pairs(from); VECTORS];
+            for (v, vector) in weights.iter_mut().enumerate() {
+                *vector = S::load_pairs(from.add(v * LANES));
             }
-        }
-        for (m, row) in sums.iter_mut().enumerate() {
-            let activations = tile
-                .rows
-                .add(m * tile.row_bytes)
-                .cast::<S::Pair>()
-                .add(pair);
-            for (panel, weights) in row.iter_mut().zip(weights) {
-                for (sum, weights) in panel.iter_mut().zip(weights) {
-                    *sum = S::multiply_pairs(*sum, weights, activations);
+            for (m, row) in sums.iter_mut().enumerate() {
+                let activations = tile.rows.add(m * tile.row_bytes).cast::<S::Pair>();
+                for (sum, weights) in row.iter_mut().zip(weights) {
+                    *sum = S::multiply_pairs(*sum, weights, activations.add(pair));
                 }
             }
         }
+        sums
     }
-    sums
 }
 
 /// `Compact` weights, expanded in registers. The same sums as of `Bf16Products`, in the same order.
@@ -223,7 +164,7 @@ impl Products for CompactProducts {
     }
 
     #[inline(always)]
-    fn rows<S: Simd>(_: usize) -> usize {
+    fn rows<S: Simd>() -> usize {
         S::COMPACT_ROWS
     }
 
@@ -233,44 +174,23 @@ impl Products for CompactProducts {
     }
 
     #[inline(always)]
-    unsafe fn tile<S: Simd, const M: usize, const N: usize>(tile: Tile) -> Sums<S::F32, M, N> {
-        if M * N <= FEW_SUMS {
-            return compact_panels::<S, M, N>(tile);
-        }
-        // What a vector is made of takes registers too.
-        one_by_one::<S, M, N, true>(tile)
-    }
-}
-
-/// Sums that leave room for the expansion of two panels at a time.
-const FEW_SUMS: usize = 4;
-
-#[inline(always)]
-unsafe fn compact_panels<S: Simd, const M: usize, const N: usize>(
-    tile: Tile,
-) -> Sums<S::F32, M, N> {
-    let mut sums = [[[S::splat(0.0); VECTORS]; N]; M];
-    for two_pairs in 0..compact::num_groups(tile.in_features) {
-        for n in 0..N {
-            let group = two_pairs * compact::GROUP_BYTES;
-            (tile.ahead).ask_along::<S>(&tile, n, group, compact::GROUP_BYTES);
-        }
-        for pair in [2 * two_pairs, 2 * two_pairs + 1] {
-            tile.ahead.ask_next::<S>(pair);
-            for n in 0..N {
-                let panel = tile.panel.add(n * tile.panel_bytes);
-                let (group, first) = compact::group_of(panel, pair);
-                for v in 0..VECTORS {
-                    let weights = S::load_compact(group, first + v, tile.exponents);
-                    for m in 0..M {
-                        let row = tile.rows.add(m * tile.row_bytes).cast::<S::Pair>();
-                        sums[m][n][v] = S::multiply_pairs(sums[m][n][v], weights, row.add(pair));
-                    }
+    unsafe fn tile<S: Simd, const M: usize>(tile: Tile) -> Sums<S::F32, M> {
+        let mut sums = [[S::splat(0.0); VECTORS]; M];
+        for number in 0..compact::num_groups(tile.in_features) {
+            let offset = number * compact::GROUP_BYTES;
+            (tile.ahead).ask_along::<S>(&tile, offset, compact::GROUP_BYTES);
+            let group = tile.panel.add(offset);
+            for vector in 0..compact::NUM_VECTORS {
+                let weights = S::load_compact(group, vector, tile.exponents);
+                let (pair, v) = (number * compact::PAIRS + vector / VECTORS, vector % VECTORS);
+                for m in 0..M {
+                    let row = tile.rows.add(m * tile.row_bytes).cast::<S::Pair>();
+                    sums[m][v] = S::multiply_pairs(sums[m][v], weights, row.add(pair));
                 }
             }
         }
+        sums
     }
-    sums
 }
 
 /// Writes a panel of compact weights as `Bf16Products` read it, with zeros up to whole groups.

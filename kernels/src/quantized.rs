@@ -152,8 +152,8 @@ impl<Q: Quantized> Products for QuantizedProducts<Q> {
     }
 
     #[inline(always)]
-    fn rows<S: Simd>(num_panels: usize) -> usize {
-        (S::ROWS / num_panels / 2).max(1) // each sum takes two registers, one of integers
+    fn rows<S: Simd>() -> usize {
+        (S::ROWS / 2).max(1) // each sum takes two registers, one of integers
     }
 
     #[inline(always)]
@@ -204,58 +204,51 @@ impl<Q: Quantized> Products for QuantizedProducts<Q> {
     }
 
     #[inline(always)]
-    unsafe fn tile<S: Simd, const M: usize, const N: usize>(tile: Tile) -> Sums<S::F32, M, N> {
-        let mut sums = [[[S::splat(0.0); VECTORS]; N]; M];
+    unsafe fn tile<S: Simd, const M: usize>(tile: Tile) -> Sums<S::F32, M> {
+        let mut sums = [[S::splat(0.0); VECTORS]; M];
+        let bytes_per_step = PANEL * 4;
+        let quads_per_step = if Q::HALVES { 2 } else { 1 };
+        let steps_per_group = Q::GROUP / 4 / quads_per_step;
         for group in 0..tile.in_features.div_ceil(Q::GROUP) {
             let rows = tile.rows.add(group * group_row_bytes(Q::GROUP));
             let panel = tile.panel.add(group * Q::GROUP_BYTES);
-            let mut integers = [[[S::splat_i32(0); VECTORS]; N]; M];
+            let mut integers = [[S::splat_i32(0); VECTORS]; M];
             for m in 0..M {
                 let footer = &*rows.add(m * tile.row_bytes + Q::GROUP * 2).cast::<Footer>();
-                integers[m] = [[S::splat_i32(footer.correction); VECTORS]; N];
+                integers[m] = [S::splat_i32(footer.correction); VECTORS];
             }
-            let bytes_per_quad = PANEL * 4;
-            let per_step = if Q::HALVES { 2 } else { 1 };
-            for step in 0..Q::GROUP / 4 / per_step {
-                tile.ahead
-                    .ask_next::<S>(group * (Q::GROUP / 4 / per_step) + step);
-                for n in 0..N {
-                    for v in 0..VECTORS {
-                        let from =
-                            panel.add(n * tile.panel_bytes + step * bytes_per_quad + v * LANES * 4);
-                        let offset = group * Q::GROUP_BYTES + step * bytes_per_quad + v * LANES * 4;
-                        (tile.ahead).ask_along::<S>(&tile, n, offset, LANES * 4);
-                        if Q::HALVES {
-                            let [lower, upper] = S::load_half_quads(from);
-                            for m in 0..M {
-                                let quads =
-                                    rows.add(m * tile.row_bytes).cast::<S::Quad>().add(2 * step);
-                                let sum = S::multiply_quads(integers[m][n][v], lower, quads);
-                                integers[m][n][v] = S::multiply_quads(sum, upper, quads.add(1));
-                            }
-                        } else {
-                            let weights = S::load_quads(from);
-                            for m in 0..M {
-                                let quads =
-                                    rows.add(m * tile.row_bytes).cast::<S::Quad>().add(step);
-                                integers[m][n][v] =
-                                    S::multiply_quads(integers[m][n][v], weights, quads);
-                            }
+            for step in 0..steps_per_group {
+                tile.ahead.ask_next::<S>(group * steps_per_group + step);
+                let offset = group * Q::GROUP_BYTES + step * bytes_per_step;
+                (tile.ahead).ask_along::<S>(&tile, offset, bytes_per_step);
+                for v in 0..VECTORS {
+                    let from = panel.add(step * bytes_per_step + v * LANES * 4);
+                    if Q::HALVES {
+                        let [lower, upper] = S::load_half_quads(from);
+                        for m in 0..M {
+                            let quads =
+                                rows.add(m * tile.row_bytes).cast::<S::Quad>().add(2 * step);
+                            let sum = S::multiply_quads(integers[m][v], lower, quads);
+                            integers[m][v] = S::multiply_quads(sum, upper, quads.add(1));
+                        }
+                    } else {
+                        let weights = S::load_quads(from);
+                        for m in 0..M {
+                            let quads = rows.add(m * tile.row_bytes).cast::<S::Quad>().add(step);
+                            integers[m][v] = S::multiply_quads(integers[m][v], weights, quads);
                         }
                     }
                 }
             }
-            for n in 0..N {
-                for v in 0..VECTORS {
-                    let scales = panel
-                        .add(n * tile.panel_bytes + Q::WEIGHT_BYTES)
-                        .cast::<u16>();
-                    let scales = S::load_bf16(scales.add(v * LANES));
-                    for m in 0..M {
-                        let footer = &*rows.add(m * tile.row_bytes + Q::GROUP * 2).cast::<Footer>();
-                        let scale = S::mul(scales, S::splat(footer.scale));
-                        sums[m][n][v] = S::fma(S::to_f32(integers[m][n][v]), scale, sums[m][n][v]);
-                    }
+            let scales_offset = group * Q::GROUP_BYTES + Q::WEIGHT_BYTES;
+            (tile.ahead).ask_along::<S>(&tile, scales_offset, PANEL * 2);
+            for v in 0..VECTORS {
+                let scales = panel.add(Q::WEIGHT_BYTES).cast::<u16>();
+                let scales = S::load_bf16(scales.add(v * LANES));
+                for m in 0..M {
+                    let footer = &*rows.add(m * tile.row_bytes + Q::GROUP * 2).cast::<Footer>();
+                    let scale = S::mul(scales, S::splat(footer.scale));
+                    sums[m][v] = S::fma(S::to_f32(integers[m][v]), scale, sums[m][v]);
                 }
             }
         }
