@@ -7,6 +7,7 @@ import json
 import sys
 import xml.etree.ElementTree as ElementTree
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,11 +47,13 @@ def test_the_same_seed_gives_the_same_files_and_another_does_not(folder, tmp_pat
     assert (write_model(tmp_path / "other", TINY, seed=1) / "model.safetensors").read_bytes() != weights
 
 
-def test_transformers_loads_the_model_and_its_answers_are_whole_words(folder):
+@pytest.mark.parametrize("tied", [True, False])
+def test_transformers_loads_the_model_and_its_answers_are_whole_words(tied, tmp_path):
+    folder = write_model(tmp_path, replace(TINY, tie_word_embeddings=tied))
     model = AutoModelForCausalLM.from_pretrained(folder)
-    embedding = TINY.vocab_size * TINY.hidden_size
+    embeddings = (1 if tied else 2) * TINY.vocab_size * TINY.hidden_size
     norms = (2 * TINY.num_layers + 1) * TINY.hidden_size
-    assert sum(weight.numel() for weight in model.parameters()) == TINY.num_body_parameters + embedding + norms
+    assert sum(weight.numel() for weight in model.parameters()) == TINY.num_body_parameters + embeddings + norms
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     prompt = tokenizer.encode(PromptMaker(words(TINY), 0).prompt(20)).ids
     answer = model.generate(inputs=model.dummy_inputs["input_ids"].new_tensor([prompt]), max_new_tokens=30, do_sample=False)
