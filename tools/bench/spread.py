@@ -1,4 +1,4 @@
-"""A closed loop whose clients are spread over several processes, for servers that answer faster than one process can read.
+"""A closed loop whose clients are spread over several processes, for servers that send more than one process should read.
 
 Every process is a `python -m bench.spread` that reads its part of the jobs as JSON and writes its streams. Their times can be
 compared, because all processes of a machine share one monotonic clock.
