@@ -17,6 +17,8 @@ from text_gen_server.sampling.watermark import green
 from text_gen_server.transfers import upload
 
 LARGEST = torch.finfo(torch.float32).max
+# The random numbers of a watermark take eight bytes for each token of the vocabulary, several times over: so many at once.
+WATERMARK_BYTES = 64 * 2**20
 
 
 class SamplingRow:
@@ -155,10 +157,13 @@ def _add_bias(logits: Tensor, rows: Sequence[SamplingRow], chosen: list[int]) ->
 
 def _raise_green(logits: Tensor, rows: Sequence[SamplingRow], chosen: list[int]) -> None:
     device = logits.device
-    previous = upload(torch.tensor([int(rows[n].token_ids[-1]) for n in chosen]), device)
-    gammas = upload(torch.tensor([rows[n].parameters.watermark_gamma for n in chosen], dtype=torch.float64), device)
-    deltas = _column([rows[n].parameters.watermark_delta for n in chosen], device)
-    logits[upload(torch.tensor(chosen), device)] += green(previous, gammas, logits.shape[-1]) * deltas
+    at_once = max(1, WATERMARK_BYTES // (8 * logits.shape[-1]))
+    for first in range(0, len(chosen), at_once):
+        part = chosen[first : first + at_once]
+        previous = upload(torch.tensor([int(rows[n].token_ids[-1]) for n in part]), device)
+        gammas = upload(torch.tensor([rows[n].parameters.watermark_gamma for n in part], dtype=torch.float64), device)
+        deltas = _column([rows[n].parameters.watermark_delta for n in part], device)
+        logits[upload(torch.tensor(part), device)] += green(previous, gammas, logits.shape[-1]) * deltas
 
 
 def _ban_end_tokens(logits: Tensor, rows: Sequence[SamplingRow], chosen: list[int]) -> None:
