@@ -40,7 +40,7 @@ test-integration: $(VENV)/.installed $(VENV)/.dev ## real processes, real HTTP
 test-clients: $(VENV)/.installed $(CLIENTS_VENV)/.installed ## litellm and langchain, in an environment of their own
 	LITELLM_LOCAL_MODEL_COST_MAP=True $(CLIENTS_VENV)/bin/python -m pytest integration-tests/more_clients --confcutdir integration-tests/more_clients
 
-gpu-check: $(VENV)/.runtime ## check the GPU path on the GPU at hand, then measure it (docs/gpu.md)
+gpu-check: $(VENV)/.dev ## check the GPU path on the GPU at hand, then measure it (docs/gpu.md)
 	PYTHONPATH=server:tools $(BIN)/python -m gpu_check $(ARGS)
 
 lint: $(VENV)/.installed $(VENV)/.dev ## formatting, lints, types, import rules

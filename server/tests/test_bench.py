@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import time
 import xml.etree.ElementTree as ElementTree
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,8 @@ from bench.peers import Peers, own_command
 from bench.plot import draw
 from bench.report import tables
 from bench.run import Comparison, Plan
-from bench.servers import Command
+from bench.servers import Command, Server
+from bench.spread import spread_loop
 from bench.timeline import Step, idle_times, read_steps
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
@@ -46,11 +49,13 @@ def test_the_same_seed_gives_the_same_files_and_another_does_not(folder, tmp_pat
     assert (write_model(tmp_path / "other", TINY, seed=1) / "model.safetensors").read_bytes() != weights
 
 
-def test_transformers_loads_the_model_and_its_answers_are_whole_words(folder):
+@pytest.mark.parametrize("tied", [True, False])
+def test_transformers_loads_the_model_and_its_answers_are_whole_words(tied, tmp_path):
+    folder = write_model(tmp_path, replace(TINY, tie_word_embeddings=tied))
     model = AutoModelForCausalLM.from_pretrained(folder)
-    embedding = TINY.vocab_size * TINY.hidden_size
+    embeddings = (1 if tied else 2) * TINY.vocab_size * TINY.hidden_size
     norms = (2 * TINY.num_layers + 1) * TINY.hidden_size
-    assert sum(weight.numel() for weight in model.parameters()) == TINY.num_body_parameters + embedding + norms
+    assert sum(weight.numel() for weight in model.parameters()) == TINY.num_body_parameters + embeddings + norms
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     prompt = tokenizer.encode(PromptMaker(words(TINY), 0).prompt(20)).ids
     answer = model.generate(inputs=model.dummy_inputs["input_ids"].new_tensor([prompt]), max_new_tokens=30, do_sample=False)
@@ -228,6 +233,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if body["prompt"] == "refuse":
+            self.send_response(400)
+            self.end_headers()
+            self.wfile.write(b"no such prompt")
+            return
         usage = {"completion_tokens": body["max_tokens"], "prompt_tokens": body["prompt"].count(" ")}
         events = [{"choices": [{"text": " a"}]}, {"choices": [{"text": " b"}], "usage": usage}]
         self.send_response(200)
@@ -239,6 +249,33 @@ class Handler(BaseHTTPRequestHandler):
 
 ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
+
+
+@pytest.fixture
+def small_server(tmp_path):
+    script = tmp_path / "small_server.py"
+    script.write_text(SMALL_SERVER)
+    server = Server(Command("small", [sys.executable, str(script), "{port}"]), tmp_path / "log")
+    server.start(30)
+    yield server
+    server.stop()
+
+
+def test_a_load_that_is_spread_over_processes_is_answered_once_and_timed_by_one_clock(small_server):
+    jobs = [Job(" baba" * n, 2) for n in range(1, 8)]
+    begin = time.perf_counter()
+    spread = asyncio.run(spread_loop(small_server.url, "model", jobs, num_clients=5, num_processes=3))
+    end = time.perf_counter()
+    assert sorted(stream.num_prompt_tokens for stream in spread.streams) == list(range(1, 8))
+    assert all(begin < stream.sent_at < stream.event_at[0] <= stream.event_at[1] < end for stream in spread.streams)
+    assert 0 < spread.seconds < end - begin
+    assert spread.client_cpu > 0
+
+
+def test_an_error_in_one_of_the_processes_is_the_error_of_the_load(small_server):
+    jobs = [Job(" baba", 2), Job(" baba", 2), Job("refuse", 2)]
+    with pytest.raises(LoadError, match="LoadError: status 400: no such prompt"):
+        asyncio.run(spread_loop(small_server.url, "model", jobs, num_clients=2, num_processes=2))
 
 
 def running_commands() -> list[str]:

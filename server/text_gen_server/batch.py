@@ -5,7 +5,7 @@ NB blocks, BS block size; N rows that sample. A mirror changes only by what a pl
 Everything is put together in numpy on the host and crosses to the device at once.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,43 +13,33 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from text_gen_server.attention.metadata import AttentionMetadata
-from text_gen_server.plan import NewSequence, PlanLimits, Row, SamplingParameters, StepPlan
+from text_gen_server.plan import NewSequence, PlanLimits, Row, StepPlan
 from text_gen_server.sampling.processors import SamplingRow
 from text_gen_server.transfers import Transfers
 
 
-class Mirror:
-    """What the shard knows of one sequence."""
+class Mirror(SamplingRow):
+    """What the shard knows of one sequence. Below 0 stand tokens that only the device knows (see `append_token`)."""
 
     __slots__ = (
         "_block_table",
-        "_token_ids",
         "device_row",
+        "last_token_id",
         "num_blocks",
         "num_computed_tokens",
         "num_device_blocks",
-        "num_tokens",
-        "prompt_len",
-        "sampling",
         "sequence_id",
     )
 
     def __init__(self, new: NewSequence) -> None:
+        super().__init__(new.sampling, np.array(new.token_ids, dtype=np.int64), new.prompt_len)
         self.sequence_id = new.sequence_id
-        self.sampling: SamplingParameters = new.sampling
-        self.prompt_len = new.prompt_len
         self.num_computed_tokens = new.num_computed_tokens
-        self.num_tokens = len(new.token_ids)
+        self.last_token_id = new.token_ids[-1]
         self.num_blocks = 0
         self.device_row: int | None = None  # of its block table on the device, where there is one (`step_inputs.py`)
         self.num_device_blocks = 0  # in that table
-        self._token_ids = np.array(new.token_ids, dtype=np.int64)  # filled up to num_tokens
         self._block_table = np.empty(8, dtype=np.int32)  # filled up to num_blocks
-
-    @property
-    def token_ids(self) -> NDArray[np.int64]:
-        """[L] prompt and generated tokens; below 0 those that only the device knows (see `append_token`)."""
-        return self._token_ids[: self.num_tokens]
 
     @property
     def block_table(self) -> NDArray[np.int32]:
@@ -59,12 +49,15 @@ class Mirror:
         """Its position. -1 - n stands for the n-th token that the last launched step samples, until `set_token` names it."""
         if self.num_tokens == len(self._token_ids):
             self._token_ids = np.concatenate([self._token_ids, np.empty(max(64, self.num_tokens), np.int64)])
-        self._token_ids[self.num_tokens] = token_id
-        self.num_tokens += 1
-        return self.num_tokens - 1
+        position = self.num_tokens
+        self._token_ids[position] = self.last_token_id = token_id
+        self.num_tokens = position + 1
+        return position
 
     def set_token(self, position: int, token_id: int) -> None:
         self._token_ids[position] = token_id
+        if position == self.num_tokens - 1:
+            self.last_token_id = token_id
 
     def append_blocks(self, block_ids: Sequence[int]) -> None:
         num_blocks = self.num_blocks + len(block_ids)
@@ -84,7 +77,7 @@ class BatchInputs:
     attention_metadata: AttentionMetadata
     sample_idx: Tensor  # [N] int64, index in T of the last token of each row that samples
     samplers: tuple[int, ...]  # [N] which rows sample
-    sampling_rows: tuple[SamplingRow, ...]  # [N]
+    sampling_rows: Sequence[Mirror]  # [N]
     prompt_spans: tuple["PromptSpan", ...]
 
 
@@ -102,26 +95,28 @@ class PromptSpan:
     targets: Tensor  # [n] int64, the tokens whose log-probability is asked
 
 
-def check_sequences(plan: StepPlan, mirrors: dict[int, Mirror], limits: PlanLimits) -> dict[int, Mirror]:
-    """The mirrors of the plan's new sequences. ValueError where `plan` does not fit the sequences held: unknown or doubled
-    ids, tokens that are not known yet, blocks that are missing. Changes nothing.
+def check_sequences(plan: StepPlan, mirrors: dict[int, Mirror], limits: PlanLimits) -> tuple[dict[int, Mirror], list[Mirror]]:
+    """The mirrors of the plan's new sequences, and those of its rows. ValueError where `plan` does not fit the sequences held:
+    unknown or doubled ids, tokens that are not known yet, blocks that are missing. Changes nothing.
     """
     forget = _distinct("forgets", plan.forget)
     for sequence_id in forget:
         if sequence_id not in mirrors:
             raise ValueError(f"step {plan.step_id} forgets sequence {sequence_id}, which is not held")
-    _distinct("adds", (new.sequence_id for new in plan.new_sequences))
+    _distinct("adds", [new.sequence_id for new in plan.new_sequences])
     added = {new.sequence_id: Mirror(new) for new in plan.new_sequences}
     for sequence_id in added:
         if sequence_id in mirrors and sequence_id not in forget:
             raise ValueError(f"step {plan.step_id} adds sequence {sequence_id}, which is held already")
-    _distinct("schedules", (row.sequence_id for row in plan.rows))
+    _distinct("schedules", [row.sequence_id for row in plan.rows])
+    scheduled = []
     for row in plan.rows:
         mirror = added.get(row.sequence_id) or (mirrors.get(row.sequence_id) if row.sequence_id not in forget else None)
         if mirror is None:
             raise ValueError(f"step {plan.step_id} schedules sequence {row.sequence_id}, which is not held")
         _check_row(row, mirror, limits)
-    return added
+        scheduled.append(mirror)
+    return added, scheduled
 
 
 def build_batch(rows: Sequence[Row], mirrors: Sequence[Mirror], *, block_size: int, transfers: Transfers) -> BatchInputs:
@@ -159,7 +154,7 @@ def build_batch(rows: Sequence[Row], mirrors: Sequence[Mirror], *, block_size: i
             num_decodes=next((n for n, query_len in enumerate(query_lens_host) if query_len != 1), len(rows)),
         ),
         samplers=samplers,
-        sampling_rows=tuple(SamplingRow(mirrors[n].sampling, mirrors[n].token_ids, mirrors[n].prompt_len) for n in samplers),
+        sampling_rows=[mirrors[n] for n in samplers],
         prompt_spans=tuple(
             PromptSpan(row_idx=n, first=first, targets=targets)
             for (n, first, _), targets in zip(spans, uploaded[len(arrays) :], strict=True)
@@ -167,13 +162,12 @@ def build_batch(rows: Sequence[Row], mirrors: Sequence[Mirror], *, block_size: i
     )
 
 
-def _distinct(verb: str, sequence_ids: Iterable[int]) -> set[int]:
-    seen: set[int] = set()
-    for sequence_id in sequence_ids:
-        if sequence_id in seen:
-            raise ValueError(f"the plan {verb} sequence {sequence_id} twice")
-        seen.add(sequence_id)
-    return seen
+def _distinct(verb: str, sequence_ids: Sequence[int]) -> set[int]:
+    distinct = set(sequence_ids)
+    if len(distinct) < len(sequence_ids):
+        twice = next(sequence_id for n, sequence_id in enumerate(sequence_ids) if sequence_id in sequence_ids[:n])
+        raise ValueError(f"the plan {verb} sequence {twice} twice")
+    return distinct
 
 
 def _check_row(row: Row, mirror: Mirror, limits: PlanLimits) -> None:
@@ -208,5 +202,5 @@ def _prompt_spans(
     for n, (mirror, end) in enumerate(zip(mirrors, ends, strict=True)):
         start = mirror.num_computed_tokens
         last = min(end, mirror.prompt_len - 1)
-        if mirror.sampling.prompt_logprobs and last > start:
+        if mirror.parameters.prompt_logprobs and last > start:
             yield n, int(query_start[n]), mirror.token_ids[start + 1 : last + 1].copy()

@@ -4,8 +4,9 @@ Until then the tokens that it samples stand in the mirrors as numbers below 0, w
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 from torch import Tensor
 
@@ -15,13 +16,13 @@ from text_gen_server.sampling.sampler import Samples
 from text_gen_server.transfers import Transfers
 
 
-@dataclass(slots=True)
-class SampledRow:
-    """A row that samples. Not frozen, because one is made for every token."""
+@dataclass(frozen=True)
+class SampledRows:
+    """The rows that sample, N of them, side by side: an object for each would be one for each token."""
 
-    row_idx: int
-    mirror: Mirror
-    position: int  # of its token in the sequence
+    row_idx: Sequence[int] = ()
+    mirrors: Sequence[Mirror] = ()
+    positions: Sequence[int] = ()  # of their tokens in the sequences
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Leavings:
 class LaunchedStep:
     """See the module. Only `resolve` waits."""
 
-    def __init__(self, plan: StepPlan, rows: tuple[SampledRow, ...], leavings: Leavings, transfers: Transfers) -> None:
+    def __init__(self, plan: StepPlan, rows: SampledRows, leavings: Leavings, transfers: Transfers) -> None:
         """`rows` are those of `leavings.token_ids`."""
         self.plan = plan
         self.token_ids = leavings.token_ids
@@ -68,37 +69,49 @@ class LaunchedStep:
         # Device sync: the tokens leave the device, to be answered or because a row's choice depends on its history.
         self.download.wait()
         self.is_resolved = True
-        if self._rows:
-            for row, token_id in zip(self._rows, self.download.tensors()[0].tolist(), strict=True):
-                row.mirror.set_token(row.position, token_id)
+        rows = self._rows
+        if rows.mirrors:
+            token_ids = self.download.tensors()[0].tolist()
+            for mirror, position, token_id in zip(rows.mirrors, rows.positions, token_ids, strict=True):
+                mirror.set_token(position, token_id)
 
     def result(self) -> StepResult:
         """The answer of a step that is resolved; without rows on a rank that does not sample."""
         assert self.is_resolved, "a step is resolved before it is read"
         tensors = self.download.tensors()
-        outcomes = self._outcomes(tensors) if self._has_samples else {}
+        outcomes = self._outcomes(tensors) if self._has_samples else []
+        sampled = zip(self._rows.row_idx, outcomes, strict=False)  # there are no outcomes on a rank that does not sample
+        rows = self.plan.rows
+        if not self._prompt_rows:
+            return StepResult(self.plan.step_id, tuple([RowResult(rows[n].sequence_id, outcome) for n, outcome in sampled]))
         prompts = tensors[4:-1] if self._has_samples else tensors[len(tensors) - len(self._prompt_rows) :]
         prompt_logprobs = {n: tuple(logprobs.tolist()) for n, logprobs in zip(self._prompt_rows, prompts, strict=True)}
-        return StepResult(self.plan.step_id, tuple(_row_results(self.plan, outcomes, prompt_logprobs)))
+        return StepResult(self.plan.step_id, tuple(_row_results(self.plan, dict(sampled), prompt_logprobs)))
 
-    def _outcomes(self, tensors: tuple[Tensor, ...]) -> dict[int, SampledToken | RowError]:
-        """Row index -> outcome. tensors: see `Leavings.tensors`"""
+    def _outcomes(self, tensors: tuple[Tensor, ...]) -> list[SampledToken | RowError]:
+        """[N]. tensors: see `Leavings.tensors`"""
         token_ids, top_token_ids, logprobs, top_logprobs = (tensor.tolist() for tensor in tensors[:4])
-        outcomes: dict[int, SampledToken | RowError] = {}
-        for i, (row, is_finite) in enumerate(zip(self._rows, tensors[-1].tolist(), strict=True)):
-            if not is_finite:
-                outcomes[row.row_idx] = RowError.NUMERICAL
-                continue
-            count = row.mirror.sampling.num_top_tokens
-            top = zip(top_token_ids[i][:count], top_logprobs[i][:count], strict=True)
-            top_tokens = tuple((token_id, logprob) for token_id, logprob in top if logprob > -math.inf)
-            outcomes[row.row_idx] = SampledToken(token_ids[i], logprobs[i], top_tokens)
-        return outcomes
+        if tensors[1].shape[1] == 0:  # as a rule nobody asks for top tokens
+            all_top: Iterable[tuple[tuple[int, float], ...]] = repeat((), len(token_ids))
+        else:
+            counts = [mirror.parameters.num_top_tokens for mirror in self._rows.mirrors]
+            all_top = [_top_tokens(*each) for each in zip(top_token_ids, top_logprobs, counts, strict=True)]
+        each_row = zip(token_ids, logprobs, all_top, tensors[-1].tolist(), strict=True)
+        return [
+            SampledToken(token_id, logprob, top) if is_finite else RowError.NUMERICAL
+            for token_id, logprob, top, is_finite in each_row
+        ]
+
+
+def _top_tokens(token_ids: list[int], logprobs: list[float], count: int) -> tuple[tuple[int, float], ...]:
+    pairs = zip(token_ids[:count], logprobs[:count], strict=True)
+    return tuple((token_id, logprob) for token_id, logprob in pairs if logprob > -math.inf)
 
 
 def _row_results(
     plan: StepPlan, outcomes: dict[int, SampledToken | RowError], prompt_logprobs: dict[int, tuple[float, ...]]
 ) -> Iterator[RowResult]:
+    """Where rows have log-probabilities of their prompts."""
     for n, row in enumerate(plan.rows):
         logprobs = prompt_logprobs.get(n, ())
         if not all(math.isfinite(logprob) for logprob in logprobs):

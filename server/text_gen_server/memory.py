@@ -12,6 +12,8 @@ from text_gen_server.host import free_cpu_bytes
 MIB = 2**20
 # Of what a CPU machine has free. The rest is for the page cache of the weights, the router and everybody else.
 CPU_MEMORY_FRACTION = 0.5
+# Of a GPU, left alone: CUDA loads the code of a kernel when it is first called, and the allocator leaves holes.
+CUDA_RESERVE_BYTES = 512 * MIB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +25,12 @@ class MemoryBudget:
     activation_bytes: int  # of the worst step of this rank
     fraction: float  # of the rest, for the KV cache
     graph_bytes: int = 0  # of all graphs of this rank
+    reserve_bytes: int = 0  # that nobody may use
 
     @property
     def rest_bytes(self) -> int:
-        """What is left to this rank beside the worst step and the graphs."""
-        return max(0, self.free_bytes // self.num_sharers - self.activation_bytes - self.graph_bytes)
+        """What is left to this rank beside the worst step, the graphs and the reserve."""
+        return max(0, self.free_bytes // self.num_sharers - self.activation_bytes - self.graph_bytes - self.reserve_bytes)
 
     @property
     def kv_cache_bytes(self) -> int:
@@ -35,9 +38,10 @@ class MemoryBudget:
 
     def __str__(self) -> str:
         graphs = f" - {self.graph_bytes / MIB:.0f} MiB for graphs" if self.graph_bytes > 0 else ""
+        reserve = f" - {self.reserve_bytes / MIB:.0f} MiB in reserve" if self.reserve_bytes > 0 else ""
         return (
             f"({self.free_bytes / MIB:.0f} MiB free / {self.num_sharers} rank(s) - {self.activation_bytes / MIB:.0f} MiB for "
-            f"the worst step{graphs}) x {self.fraction:g} = {self.kv_cache_bytes / MIB:.0f} MiB"
+            f"the worst step{graphs}{reserve}) x {self.fraction:g} = {self.kv_cache_bytes / MIB:.0f} MiB"
         )
 
 
@@ -155,5 +159,6 @@ def cuda_budget(*, activation_bytes: int, graph_bytes: int, fraction: float, dev
         num_sharers=1,
         activation_bytes=activation_bytes,
         graph_bytes=graph_bytes,
+        reserve_bytes=CUDA_RESERVE_BYTES,
         fraction=fraction,
     )

@@ -45,9 +45,9 @@ class NewSequence:
     sampling: SamplingParameters = SamplingParameters()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Row:
-    """One sequence's part of a step."""
+    """One sequence's part of a step. Not frozen, nor is what else there is for each token: it would take thrice as long."""
 
     sequence_id: int
     num_scheduled_tokens: int
@@ -67,7 +67,7 @@ class StepPlan:
     masks: tuple[tuple[int, bytes], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SampledToken:
     token_id: int
     logprob: float  # log_softmax of the raw logits
@@ -80,7 +80,7 @@ class RowError(enum.Enum):
     NUMERICAL = 1  # the logits held NaN or infinity
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RowResult:
     """A row that sampled a token, failed, or computed prompt log-probabilities."""
 

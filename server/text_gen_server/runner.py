@@ -12,7 +12,7 @@ from torch import Tensor
 from text_gen_server.batch import BatchInputs, Mirror, check_sequences
 from text_gen_server.distributed import TensorParallel
 from text_gen_server.kv_cache import KVCache
-from text_gen_server.launched import LaunchedStep, Leavings, SampledRow
+from text_gen_server.launched import LaunchedStep, Leavings, SampledRows
 from text_gen_server.masks import LateMasks, check_masks
 from text_gen_server.models.causal_lm import CausalLM
 from text_gen_server.plan import PlanLimits, StepPlan, StepResult, check_plan
@@ -63,10 +63,10 @@ class Runner:
         """
         check_plan(plan, self.limits)
         check_masks(dict(plan.masks), self.limits.vocab_size)
-        added = check_sequences(plan, self.mirrors, self.limits)
+        added, mirrors = check_sequences(plan, self.mirrors, self.limits)
         self._resolve(self._launched[:-1])
-        mirrors = self._update_mirrors(plan, added)
-        launched = self._compute(plan, mirrors, late_masks) if plan.rows else LaunchedStep(plan, (), Leavings(), self.transfers)
+        self._update_mirrors(plan, added, mirrors)
+        launched = self._compute(plan, mirrors, late_masks)
         self._launched = [*self._launched[-1:], launched]
         return launched
 
@@ -83,6 +83,8 @@ class Runner:
         self._launched.clear()
 
     def _compute(self, plan: StepPlan, mirrors: list[Mirror], late_masks: LateMasks | None) -> LaunchedStep:
+        if not plan.rows:
+            return LaunchedStep(plan, SampledRows(), Leavings(), self.transfers)
         batch = self.inputs.build(plan.rows, mirrors)
         hidden = self.model.forward(
             token_ids=self._sampled_before(batch.token_ids),
@@ -99,7 +101,8 @@ class Runner:
             mirror.num_computed_tokens += row.num_scheduled_tokens
         # The next plan may build on these tokens before the router, or even this host, has seen them.
         # A row that failed gets token 0, because the router may have planned its next step already.
-        sampled = tuple(SampledRow(n, mirrors[n], mirrors[n].append_token(-1 - idx)) for idx, n in enumerate(batch.samplers))
+        positions = [mirror.append_token(-1 - idx) for idx, mirror in enumerate(batch.sampling_rows)]
+        sampled = SampledRows(batch.samplers, batch.sampling_rows, positions)
         return LaunchedStep(plan, sampled, Leavings(token_ids, samples, prompt_logprobs), self.transfers)
 
     def _sampled_before(self, token_ids: Tensor) -> Tensor:
@@ -113,15 +116,13 @@ class Runner:
         for step in steps:
             step.resolve()
 
-    def _update_mirrors(self, plan: StepPlan, added: dict[int, Mirror]) -> list[Mirror]:
-        """The mirrors of the plan's rows, after what the plan drops, adds and gives to them."""
+    def _update_mirrors(self, plan: StepPlan, added: dict[int, Mirror], mirrors: list[Mirror]) -> None:
+        """What the plan drops, adds and gives to the mirrors of its rows."""
         self.inputs.forget([self.mirrors.pop(sequence_id) for sequence_id in plan.forget])
         self.mirrors.update(added)
-        mirrors = [self.mirrors[row.sequence_id] for row in plan.rows]
         for row, mirror in zip(plan.rows, mirrors, strict=True):
             if row.new_block_ids:
                 mirror.append_blocks(row.new_block_ids)
-        return mirrors
 
     def _masks(self, plan: StepPlan, batch: BatchInputs, late_masks: LateMasks | None) -> dict[int, bytes]:
         """The masks of this step, by the index of the row among those that sample. Waits for those that are not there yet."""
@@ -142,7 +143,7 @@ class Runner:
         """
         samples = None
         if logits is not None:
-            if any(row.token_ids[-1] < 0 and row.reads_history for row in batch.sampling_rows):
+            if any(row.reads_history and row.last_token_id < 0 for row in batch.sampling_rows):
                 self._resolve(self._launched)
             samples = self.sample(logits, batch.sampling_rows, masks)
         token_ids = samples.token_ids if samples is not None else torch.empty_like(batch.sample_idx)

@@ -32,12 +32,13 @@ from text_gen_server.models.causal_lm import CausalLM
 from text_gen_server.models.loader import load_model
 from text_gen_server.ops.choose import choose_cpu_dtype, choose_ops
 from text_gen_server.ops.native import NativeOps
-from text_gen_server.plan import NewSequence, PlanLimits, Row, SamplingParameters, StepPlan
+from text_gen_server.plan import PlanLimits
 from text_gen_server.recorded import RecordedModel
 from text_gen_server.runner import PROMPT_LOGITS_BYTES, Runner
 from text_gen_server.sampling.choose import choose_sampler
 from text_gen_server.step_inputs import choose_inputs
 from text_gen_server.transfers import choose_transfers
+from text_gen_server.warm_up import EVERYTHING, USUAL, run_step
 from text_gen_server.weights import read_kv_scales
 
 log = logging.getLogger("text_gen_server")
@@ -143,7 +144,9 @@ class Shard:
         log.info("KV cache: %s", size.arithmetic)
         self.runner = self._new_runner(limits, size.num_blocks)
         self._compile_kernels(self.runner.kv_cache)
-        _run_dummy_step(self.runner, num_tokens=min(8, limits.max_step_tokens, limits.max_total_tokens, size.num_tokens))
+        num_tokens = min(8, limits.max_step_tokens, limits.max_total_tokens, size.num_tokens)
+        for sampling in (USUAL, EVERYTHING) if self.device.type == "cuda" else (USUAL,):
+            run_step(self.runner, num_tokens=num_tokens, sampling=sampling)
         if isinstance(self.runner.model, GraphedModel):
             self._capture_graphs(self.runner.model)
         self._prepared = (parameters, size)
@@ -156,7 +159,7 @@ class Shard:
         log.info("captured CUDA graphs of %s rows in %.1f s", list(graphed.graphs), time.monotonic() - started)
 
     def _compile_kernels(self, kv_cache: KVCache) -> None:
-        """So that no request waits for a compiler. The other kernels have one form each, which the first steps compile."""
+        """So that no request waits for a compiler. The other kernels have a form or two, which the first steps compile."""
         if self.device.type == "cuda" and isinstance(self.attention, CompiledAttention):
             heads = self.tensor_parallel.split(self.config.num_heads, "attention heads")
             num_heads = heads.stop - heads.start
@@ -226,15 +229,15 @@ class Shard:
         return cpu_budget(activation_bytes=bound + PROMPT_LOGITS_BYTES, num_ranks=self.options.world_size)
 
     def _measure_steps(self, limits: PlanLimits) -> tuple[int, int]:
-        """Most memory that a step takes beside weights and KV cache (all its tokens, and a draw in every row), holes that the
-        allocator leaves included; and what graphs keep. In bytes.
+        """Most memory that a step takes beside weights and KV cache (all its tokens, and in every row whatever a request may
+        ask of a sampler), holes that the allocator leaves included; and what graphs keep. In bytes.
         """
         num_blocks = -(-limits.max_step_tokens // limits.block_size) + limits.max_batch_size
         runner = self._new_runner(limits, num_blocks)
         cuda_used_bytes(self.device)  # leaves nothing cached
         before = torch.cuda.memory_reserved(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
-        _run_dummy_step(runner, num_tokens=limits.max_step_tokens)
+        run_step(runner, num_tokens=limits.max_step_tokens, sampling=EVERYTHING, masked=True)
         peak_bytes = torch.cuda.max_memory_reserved(self.device) - before
         activation_bytes = peak_bytes + PROMPT_LOGITS_BYTES + runner.inputs.num_bytes
         if not isinstance(runner.model, GraphedModel):
@@ -277,25 +280,6 @@ class Shard:
             )
             return RecordedModel(self.model, kv_cache=kv_cache, max_step_tokens=limits.max_step_tokens, activation_bytes=bound)
         return self.model  # where ranks wait for each other, a recording cannot
-
-
-def _run_dummy_step(runner: Runner, *, num_tokens: int) -> None:
-    """One step of `num_tokens` tokens over as many sequences as there may be; leaves no sequence behind."""
-    limits = runner.limits
-    num_sequences = min(limits.max_batch_size, num_tokens)
-    sampling = SamplingParameters(do_sample=True, top_p=0.9)
-    new_sequences, rows, first_block = [], [], 0
-    for n in range(num_sequences):
-        # The tokens are shared out evenly; the first sequences take one more of what is left over.
-        length = min(num_tokens // num_sequences + (n < num_tokens % num_sequences), limits.max_total_tokens)
-        blocks = tuple(range(first_block, first_block + -(-length // limits.block_size)))
-        first_block += len(blocks)
-        if first_block > limits.num_blocks:
-            break
-        new_sequences.append(NewSequence(sequence_id=n, token_ids=(0,) * length, prompt_len=length, sampling=sampling))
-        rows.append(Row(sequence_id=n, num_scheduled_tokens=length, new_block_ids=blocks))
-    runner.step(StepPlan(step_id=0, new_sequences=tuple(new_sequences), rows=tuple(rows)))
-    runner.forget_all()
 
 
 def _choose_device(options: ShardOptions) -> torch.device:

@@ -11,7 +11,6 @@ import torch
 
 from text_gen_server.attention.metadata import AttentionMetadata
 from text_gen_server.batch import BatchInputs, Mirror, build_batch
-from text_gen_server.sampling.processors import SamplingRow
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -108,7 +107,7 @@ class DeviceInputs:
             ),
             sample_idx=self.counting[:num_rows],
             samplers=tuple(range(num_rows)),
-            sampling_rows=tuple(SamplingRow(mirror.sampling, mirror.token_ids, mirror.prompt_len) for mirror in mirrors),
+            sampling_rows=mirrors,
             prompt_spans=(),
         )
 
@@ -121,25 +120,27 @@ class DeviceInputs:
         places: list[int] = []  # in the tables as one vector
         blocks: list[int] = []
         for mirror in mirrors:
-            row = self._row_of(mirror)
+            row = mirror.device_row
+            if row is None:
+                row = self._give_row(mirror)
             table_rows.append(row)
-            end = min(mirror.num_blocks, self.width)
-            if mirror.num_device_blocks < end:
+            if mirror.num_device_blocks < mirror.num_blocks:
+                end = min(mirror.num_blocks, self.width)
                 places += range(row * self.width + mirror.num_device_blocks, row * self.width + end)
                 blocks += mirror.block_table[mirror.num_device_blocks : end].tolist()
                 mirror.num_device_blocks = end
-        codes = [mirror.token_ids[-1] for mirror in mirrors]
+        codes = [mirror.last_token_id for mirror in mirrors]
         sent = self.transfers.upload([np.array((codes, positions, table_rows)), np.array((places, blocks), dtype=np.int64)])
         if places:
             self.tables.view(-1).index_copy_(0, sent[1][0], sent[1][1].to(torch.int32))
         return sent[0][0], sent[0][1], sent[0][2]
 
-    def _row_of(self, mirror: Mirror) -> int:
-        if mirror.device_row is None:
-            if not self.free_rows:
-                self._grow()
-            mirror.device_row, mirror.num_device_blocks = self.free_rows.pop(), 0
-        return mirror.device_row
+    def _give_row(self, mirror: Mirror) -> int:
+        if not self.free_rows:
+            self._grow()
+        row = self.free_rows.pop()
+        mirror.device_row, mirror.num_device_blocks = row, 0
+        return row
 
     def _grow(self) -> None:
         """Makes room for twice as many sequences: more may be held than a step has rows."""

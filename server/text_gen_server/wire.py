@@ -13,7 +13,7 @@ def plan_from_message(message: pb.StepPlan) -> StepPlan:
             Row(
                 sequence_id=row.sequence_id,
                 num_scheduled_tokens=row.num_scheduled_tokens,
-                new_block_ids=tuple(row.new_block_ids),
+                new_block_ids=tuple(block_ids) if (block_ids := row.new_block_ids) else (),
                 masked=row.masked,
             )
             for row in message.rows
@@ -28,8 +28,11 @@ def masks_from_message(message: pb.StepMasks) -> dict[int, bytes]:
 
 
 def message_from_result(result: StepResult, compute_us: int) -> pb.StepResult:
-    rows = [_row_result(row) for row in result.rows]
-    return pb.StepResult(step_id=result.step_id, rows=rows, compute_us=compute_us)
+    message = pb.StepResult(step_id=result.step_id, compute_us=compute_us)
+    add = message.rows.add
+    for row in result.rows:
+        _fill_row(add(), row)  # in its place: a message that is put into another one is copied
+    return message
 
 
 def _new_sequence(message: pb.NewSequence) -> NewSequence:
@@ -64,13 +67,16 @@ def _sampling_parameters(message: pb.SamplingParameters) -> SamplingParameters:
     )
 
 
-def _row_result(row: RowResult) -> pb.RowResult:
-    message = pb.RowResult(sequence_id=row.sequence_id, prompt_logprobs=row.prompt_logprobs)
-    if isinstance(row.outcome, SampledToken):
-        message.token.token_id = row.outcome.token_id
-        message.token.logprob = row.outcome.logprob
-        for token_id, logprob in row.outcome.top_tokens:
-            message.token.top_tokens.add(token_id=token_id, logprob=logprob)
-    elif row.outcome is RowError.NUMERICAL:
+def _fill_row(message: pb.RowResult, row: RowResult) -> None:
+    message.sequence_id = row.sequence_id
+    if row.prompt_logprobs:
+        message.prompt_logprobs.extend(row.prompt_logprobs)
+    outcome = row.outcome
+    if isinstance(outcome, SampledToken):
+        token = message.token
+        token.token_id = outcome.token_id
+        token.logprob = outcome.logprob
+        for token_id, logprob in outcome.top_tokens:
+            token.top_tokens.add(token_id=token_id, logprob=logprob)
+    elif outcome is RowError.NUMERICAL:
         message.error = pb.RowError.ROW_ERROR_NUMERICAL
-    return message

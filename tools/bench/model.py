@@ -1,7 +1,7 @@
 """Writes the models that are measured: Llama shapes with seeded random weights, and a tokenizer that is built, not trained.
 
-Nothing is downloaded, and the same shape gives the same files everywhere. Greedy answers are made of whole words and never
-end by themselves, so that every token is an event that a client can see. The text means nothing.
+Nothing is downloaded, and the same shape gives the same files everywhere, as long as a CPU draws them. Greedy answers are made
+of whole words and never end by themselves, so that every token is an event that a client can see. The text means nothing.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class Shape:
     intermediate_size: int
     vocab_size: int
     max_positions: int = 8192
+    tie_word_embeddings: bool = True  # embedding and output head are one matrix
 
     @property
     def num_body_parameters(self) -> int:
@@ -48,7 +49,7 @@ class Shape:
 
     @property
     def num_parameters(self) -> int:
-        """All, without those of the norms. Embedding and output head are one matrix."""
+        """What a step that decodes reads: all but the norms, and but the embedding where the head is a matrix of its own."""
         return self.num_body_parameters + self.vocab_size * self.hidden_size
 
 
@@ -56,16 +57,20 @@ SHAPES = {
     "tiny": Shape(64, 2, 4, 2, 16, 176, 2048),
     "135m": Shape(576, 30, 9, 3, 64, 1536, 49152),
     "1b": Shape(2048, 16, 32, 8, 64, 8192, 128256),
+    "8b": Shape(4096, 32, 32, 8, 128, 14336, 128256, tie_word_embeddings=False),
 }
 
 
-def write_model(folder: Path, shape: Shape, *, seed: int = 0) -> Path:
-    """Writes a folder that any Hugging Face server loads, in bfloat16; a folder that is complete is left alone. Returns it."""
+def write_model(folder: Path, shape: Shape, *, seed: int = 0, device: str = "cpu") -> Path:
+    """Writes a folder that any Hugging Face server loads, in bfloat16; a folder that is complete is left alone. Returns it.
+
+    device: where the weights are drawn; a GPU takes seconds where a CPU takes minutes
+    """
     if (folder / "config.json").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     _write_tokenizer(folder, shape)
-    save_file(_weights(shape, seed), folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(_weights(shape, seed, device), folder / "model.safetensors", metadata={"format": "pt"})
     # Last, so that a folder that has it is complete.
     (folder / "config.json").write_text(json.dumps(_config(shape), indent=2))
     return folder
@@ -94,7 +99,7 @@ def _config(shape: Shape) -> dict[str, object]:
         "rope_theta": 10000.0,
         "attention_bias": False,
         "mlp_bias": False,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": shape.tie_word_embeddings,
         "torch_dtype": "bfloat16",
         "bos_token_id": BOS,
         "eos_token_id": EOS,
@@ -102,20 +107,23 @@ def _config(shape: Shape) -> dict[str, object]:
     }
 
 
-def _weights(shape: Shape, seed: int) -> dict[str, torch.Tensor]:
-    """By name, in bfloat16. Every matrix keeps the scale of what it is multiplied with."""
-    generator = torch.Generator().manual_seed(seed)
+def _weights(shape: Shape, seed: int, device: str) -> dict[str, torch.Tensor]:
+    """By name, in bfloat16 on the CPU. Every matrix keeps the scale of what it is multiplied with."""
+    generator = torch.Generator(device).manual_seed(seed)
 
     def matrix(rows: int, columns: int, scale: float = 1.0) -> torch.Tensor:
-        normal = torch.randn(rows, columns, generator=generator)
-        return normal.mul_(scale / math.sqrt(columns)).to(torch.bfloat16)
+        normal = torch.randn(rows, columns, generator=generator, device=device)
+        return normal.mul_(scale / math.sqrt(columns)).to(torch.bfloat16).cpu()
 
     hidden = shape.hidden_size
-    embedding = matrix(shape.vocab_size, hidden, scale=4.0)
-    # Never the likeliest: half a character is no event in a stream, and the end of text ends it.
-    embedding[: _num_byte_tokens()] *= 0.01
     ones = torch.ones(hidden, dtype=torch.bfloat16)
-    weights = {"model.embed_tokens.weight": embedding, "model.norm.weight": ones.clone()}
+    weights = {"model.embed_tokens.weight": matrix(shape.vocab_size, hidden, scale=4.0), "model.norm.weight": ones.clone()}
+    head = "model.embed_tokens.weight"
+    if not shape.tie_word_embeddings:
+        head = "lm_head.weight"
+        weights[head] = matrix(shape.vocab_size, hidden, scale=4.0)
+    # Never the likeliest: half a character is no event in a stream, and the end of text ends it.
+    weights[head][: _num_byte_tokens()] *= 0.01
     queries, keys = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
     for layer in range(shape.num_layers):
         weights |= {

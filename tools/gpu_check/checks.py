@@ -171,8 +171,8 @@ def check_logits(scale: Scale, device: torch.device) -> Iterator[Check]:
             _logits(candidate, dtype, token_ids, config, attention.default_block_size)
             for candidate, dtype in ((model, scale.dtype), (exact, torch.float64))
         )
-        error = float((found - expected).square().mean().sqrt() / expected.std())
-        yield Check(name, error <= limit, f"error {error:.2g} of a deviation, at most {limit}")
+        deviation = float((found - expected).square().mean().sqrt() / expected.std())
+        yield Check(name, deviation <= limit, f"error {deviation:.2g} of a deviation, at most {limit}")
 
 
 def _logits(model: CausalLM, dtype: torch.dtype, token_ids: Tensor, config: ModelConfig, block_size: int) -> Tensor:

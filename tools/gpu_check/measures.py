@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -21,8 +20,8 @@ from gpu_check.peer import measure_peer
 from gpu_check.report import Measurement
 from gpu_check.rooflines import decode_cost, least_seconds, prefill_cost
 from gpu_check.stepping import Stepper
-from gpu_check.synthetic import EagerCapture, decode_step, make_cache, make_model, served_ops, step_of
-from gpu_check.timing import device_seconds, synchronize, wall_seconds
+from gpu_check.synthetic import EagerCapture, decode_step, free, make_cache, make_model, served_ops, step_of
+from gpu_check.timing import device_seconds, wall_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,20 +58,30 @@ class Machine:
         return 2 * size**3 / device_seconds(lambda: left @ right, self.device, self.scale.num_repeats)
 
 
-@torch.inference_mode()
-def run_measures(scale: Scale, device: torch.device) -> Iterator[Measurement]:
-    machine = Machine(scale, device)
+def measure_machine(machine: Machine) -> Iterator[Measurement]:
+    scale = machine.scale
     yield Measurement("copy", f"{machine.bytes_per_second / 1e12:.3g} TB/s")
     yield Measurement(
         "matrix product", f"{machine.flops_per_second / 1e12:.3g} TFLOP/s", f"{scale.matrix_size} cubed, {scale.dtype}"
     )
-    yield from measure_sampler(machine)
-    for name in _attention_names(scale, device):
+
+
+def measure_decodes(machine: Machine) -> Iterator[Measurement]:
+    """Decode, prefill and the share of the host, with the attention that is served with, and with our kernel beside it."""
+    for name in _attention_names(machine.scale, machine.device):
         yield from _measure_served(name, None, machine)
+
+
+def measure_fp8(machine: Machine) -> Iterator[Measurement]:
+    """The same with weights in fp8."""
     try:
-        yield from _measure_served(_attention_names(scale, device)[0], "fp8", machine)
+        yield from _measure_served(_attention_names(machine.scale, machine.device)[0], "fp8", machine)
     except ValueError as error:
         yield Measurement("fp8 weights", "not here", str(error))
+
+
+def measure_transformers(machine: Machine) -> Iterator[Measurement]:
+    scale, device = machine.scale, machine.device
     attention = choose_attention(_attention_names(scale, device)[0], device=device, config=scale.model, dtype=scale.dtype)
     yield from measure_peer(scale, device, served_ops(scale.dtype, device), attention)
 
@@ -94,18 +103,18 @@ def _measure_served(attention_name: str, quantize: str | None, machine: Machine)
     attention = choose_attention(attention_name, device=device, config=scale.model, dtype=scale.dtype)
     ops = served_ops(scale.dtype, device, quantize)
     model = make_model(scale.model, ops, device, attention)
-    _free(device)  # what rounding has left
+    free(device)  # what rounding has left
     name = attention_name if quantize is None else f"{attention_name}, {quantize} weights"
     served = Served(name, model, attention, ops, scale.dtype.itemsize if quantize is None else 1)
     for context in scale.decode_contexts:
         for batch in scale.decode_batches:
             yield measure_decode(served, machine, batch, context)
-            _free(device)
+            free(device)
     yield measure_prefill(served, machine)
-    _free(device)
+    free(device)
     yield measure_host(served, machine)
     del model, served
-    _free(device)
+    free(device)
 
 
 def _attention_names(scale: Scale, device: torch.device) -> tuple[str, ...]:
@@ -196,7 +205,7 @@ def measure_host(served: Served, machine: Machine) -> Measurement:
     scale, device = machine.scale, machine.device
     batch, context = scale.decode_batches[-1], scale.decode_contexts[0]
     busy = _decode_seconds(served, machine, batch, context)
-    _free(device)
+    free(device)
     longest = context + 4 * (scale.num_repeats + 2)
     block_size = served.attention.default_block_size
     stepper = Stepper(
@@ -213,11 +222,3 @@ def measure_host(served: Served, machine: Machine) -> Measurement:
         f"{(ahead - busy) * 1e6:.0f} us a step one ahead, {(alone - busy) * 1e6:.0f} us one at a time",
         f"{ahead * 1e3:.3g}, {alone * 1e3:.3g} ms in the runner, {busy * 1e3:.3g} ms on the device; goal: 150 us idle",
     )
-
-
-def _free(device: torch.device) -> None:
-    """Gives graphs and caches of the last measurement back."""
-    gc.collect()
-    synchronize(device)
-    if device.type == "cuda":
-        torch.cuda.empty_cache()

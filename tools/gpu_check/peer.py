@@ -23,8 +23,11 @@ from gpu_check.synthetic import EagerCapture, make_cache, make_model
 from gpu_check.timing import synchronize
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from text_gen_server.attention.interface import Attention
     from text_gen_server.config import ModelConfig
+    from text_gen_server.launched import LaunchedStep
     from text_gen_server.models.causal_lm import CausalLM
     from text_gen_server.ops.interface import Ops
 
@@ -44,11 +47,12 @@ def measure_peer(scale: Scale, device: torch.device, ops: Ops, attention: Attent
     runner = _make_runner(model, attention, scale, device)
     num_tokens = len(prompts) * scale.peer_new_tokens
     found: list[Answers] = []
-    measurements = []
-    for name, answer in (
-        ("transformers", lambda: _answer_by_peer(theirs, prompts, scale)),
-        (f"ours, {attention.name}", lambda: _answer_by_runner(runner, prompts, scale.peer_new_tokens)),
-    ):
+    measurements: list[Measurement] = []
+    answers: dict[str, Callable[[], Answers]] = {
+        "transformers": lambda: _answer_by_peer(theirs, prompts, scale),
+        f"ours, {attention.name}": lambda: _answer_by_runner(runner, prompts, scale.peer_new_tokens),
+    }
+    for name, answer in answers.items():
         answer()
         synchronize(device)
         begin = time.perf_counter()
@@ -85,7 +89,7 @@ def _make_peer(config: ModelConfig, dtype: torch.dtype, device: torch.device) ->
     )
     # Its own thread runs it without inference mode, where tensors that were made in that mode cannot be used.
     with torch.inference_mode(False), torch.device(device):
-        model = LlamaForCausalLM._from_config(theirs, dtype=dtype, attn_implementation="sdpa")
+        model = LlamaForCausalLM._from_config(theirs, dtype=dtype, attn_implementation="sdpa")  # type: ignore[no-untyped-call]
     return model.eval()
 
 
@@ -93,7 +97,9 @@ def _answer_by_peer(model: Any, prompts: Answers, scale: Scale) -> Answers:
     """With room for all prompts at once and steps as large as ours; everything else as it chooses itself."""
     from transformers import ContinuousBatchingConfig, GenerationConfig
 
-    config = GenerationConfig(max_new_tokens=scale.peer_new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    config = GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=scale.peer_new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0
+    )
     blocks_each = -(-(scale.peer_prompt_len + scale.peer_new_tokens) // PEER_PAGE_SIZE) + 1
     batching = ContinuousBatchingConfig(
         page_size=PEER_PAGE_SIZE,
@@ -141,25 +147,37 @@ def _make_runner(model: CausalLM, attention: Attention, scale: Scale, device: to
 
 
 def _answer_by_runner(runner: Runner, prompts: Answers, num_tokens: int) -> Answers:
-    """Prompts in steps of as many tokens as fit, then all sequences in each step."""
-    count, prompt_len, limits = len(prompts), len(prompts[0]), runner.limits
-    blocks = limits.num_blocks // count
+    """Launched one step ahead, as the service does."""
     answers: Answers = [[] for _ in prompts]
 
-    def step(plan: StepPlan) -> None:
-        for row in runner.step(plan).rows:
+    def take(launched: LaunchedStep) -> None:
+        for row in runner.collect(launched).rows:
             assert isinstance(row.outcome, SampledToken), "random weights give finite logits"
             answers[row.sequence_id].append(row.outcome.token_id)
 
     runner.forget_all()
+    before = None
+    for plan in _plans(runner.limits, prompts, num_tokens):
+        launched = runner.launch(plan)
+        if before is not None:
+            take(before)
+        before = launched
+    if before is not None:
+        take(before)
+    return answers
+
+
+def _plans(limits: PlanLimits, prompts: Answers, num_tokens: int) -> Iterator[StepPlan]:
+    """Prompts in steps of as many tokens as fit, then all sequences in each step."""
+    count, prompt_len = len(prompts), len(prompts[0])
+    blocks = limits.num_blocks // count
     at_once = limits.max_step_tokens // prompt_len
     for first in range(0, count, at_once):
         ids = range(first, min(first + at_once, count))
         new = tuple(NewSequence(sequence_id=n, token_ids=tuple(prompts[n]), prompt_len=prompt_len) for n in ids)
         own = {n: tuple(range(n * blocks, (n + 1) * blocks)) for n in ids}
         rows = tuple(Row(sequence_id=n, num_scheduled_tokens=prompt_len, new_block_ids=own[n]) for n in ids)
-        step(StepPlan(step_id=first, new_sequences=new, rows=rows))
+        yield StepPlan(step_id=first, new_sequences=new, rows=rows)
     rows = tuple(Row(sequence_id=n, num_scheduled_tokens=1) for n in range(count))
     for n in range(1, num_tokens):
-        step(StepPlan(step_id=count + n, rows=rows))
-    return answers
+        yield StepPlan(step_id=count + n, rows=rows)

@@ -21,8 +21,10 @@ class Measurement:
 
 def render(environment: dict[str, str], checks: list[Check], measurements: list[Measurement]) -> str:
     lines = [f"- {name}: {value}" for name, value in environment.items()]
-    lines += ["", "| check | result | detail |", "| --- | --- | --- |"]
-    lines += [f"| {check.name} | {'passed' if check.passed else '**failed**'} | {check.detail} |" for check in checks]
-    lines += ["", "| measured | value | against |", "| --- | --- | --- |"]
-    lines += [f"| {entry.name} | {entry.value} | {entry.against} |" for entry in measurements]
+    if checks:
+        lines += ["", "| check | result | detail |", "| --- | --- | --- |"]
+        lines += [f"| {check.name} | {'passed' if check.passed else '**failed**'} | {check.detail} |" for check in checks]
+    if measurements:
+        lines += ["", "| measured | value | against |", "| --- | --- | --- |"]
+        lines += [f"| {entry.name} | {entry.value} | {entry.against} |" for entry in measurements]
     return "\n".join(lines) + "\n"

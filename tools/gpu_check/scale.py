@@ -12,6 +12,19 @@ from text_gen_server.rope_config import RopeConfig
 
 
 @dataclass(frozen=True, kw_only=True)
+class HttpLoad:
+    """What is sent to a whole server."""
+
+    shape: str  # of `bench.model`
+    prompt_len: int  # in tokens
+    output_len: int  # in tokens
+    num_requests: dict[int, int]  # by the number of streams at once
+    num_at_once: int  # requests that are all sent at the beginning
+    num_processes: int  # of clients
+    num_starts: int  # of the server; the first may compile
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scale:
     model: ModelConfig
     dtype: torch.dtype
@@ -25,6 +38,7 @@ class Scale:
     peer_prompts: int  # answered by us and by transformers
     peer_prompt_len: int  # in tokens
     peer_new_tokens: int  # of each answer
+    http: HttpLoad
 
     def checked_model(self) -> ModelConfig:
         return replace(
@@ -76,6 +90,15 @@ REAL = Scale(
     peer_prompts=256,
     peer_prompt_len=512,
     peer_new_tokens=128,
+    http=HttpLoad(
+        shape="8b",
+        prompt_len=1000,
+        output_len=1000,
+        num_requests={1: 3, 32: 64, 128: 256, 256: 512},
+        num_at_once=1000,
+        num_processes=8,
+        num_starts=2,
+    ),
 )
 DRY = Scale(
     model=replace(
@@ -92,4 +115,13 @@ DRY = Scale(
     peer_prompts=3,
     peer_prompt_len=9,
     peer_new_tokens=4,
+    http=HttpLoad(
+        shape="tiny",
+        prompt_len=16,
+        output_len=4,
+        num_requests={1: 1, 2: 3},
+        num_at_once=4,
+        num_processes=2,
+        num_starts=1,
+    ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,8 @@ from text_gen_server.models.loader import FAMILIES
 from text_gen_server.ops.choose import choose_ops
 from text_gen_server.ops.fp8 import PlainFp8Math
 from text_gen_server.ops.triton import TritonOps
+
+from gpu_check.timing import synchronize
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,6 +77,14 @@ def make_cache(config: ModelConfig, dtype: torch.dtype, device: torch.device, nu
     for layer in (*cache.keys, *cache.values):
         layer.normal_(generator=generator)
     return cache
+
+
+def free(device: torch.device) -> None:
+    """Gives back what nobody holds any longer."""
+    gc.collect()
+    synchronize(device)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def decode_step(token_ids: Tensor, kv_lens: list[int], block_size: int) -> dict[str, Any]:

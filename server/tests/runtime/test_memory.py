@@ -28,6 +28,12 @@ def test_graphs_leave_less_for_blocks() -> None:
     assert "- 50 MiB for the worst step - 100 MiB for graphs) x 0.5 = 200 MiB" in size.arithmetic
 
 
+def test_a_reserve_leaves_less_for_blocks() -> None:
+    size = size_kv_cache(REQUEST, replace(BUDGET, reserve_bytes=20 * MIB))
+    assert size.num_blocks == 240
+    assert "- 50 MiB for the worst step - 20 MiB in reserve) x 0.5 = 240 MiB" in size.arithmetic
+
+
 def test_what_attention_copies_leaves_less_for_blocks() -> None:
     size = size_kv_cache(replace(REQUEST, copied_bytes_per_token=REQUEST.bytes_per_token), BUDGET)
     assert (size.num_blocks, size.kv_cache_bytes) == (125, 125 * MIB)

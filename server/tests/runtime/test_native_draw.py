@@ -115,7 +115,7 @@ def test_a_row_is_drawn_the_same_alone_and_among_others() -> None:
 
 
 def replace_parameters(row: SamplingRow, name: str) -> SamplingRow:
-    return replace(row, parameters=replace(row.parameters, **FILTERS[name]))
+    return SamplingRow(replace(row.parameters, **FILTERS[name]), row.token_ids, row.prompt_len)
 
 
 @pytest.mark.parametrize("size", [1, 2, 15, 16, 17, 255, 256, 257])

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from text_gen_server.plan import SamplingParameters
+from text_gen_server.sampling import processors
 from text_gen_server.sampling.processors import SamplingRow, process
 from text_gen_server.sampling.sampler import sample
 from text_gen_server.sampling.watermark import green
@@ -110,3 +111,13 @@ def test_the_script_reads_token_ids_and_text(detector: ModuleType) -> None:
     expected = f"pairs {num_pairs}  green {num_green}  z {z:.2f}\n"
     assert run("--gamma", "0.25", "--tokenizer", str(TOKENIZER), "-", text=text) == expected
     assert run("--gamma", "0.25", "--token-ids", json.dumps(ids)[1:-1]) == expected
+
+
+def test_rows_in_slices_are_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    marked = SamplingParameters(watermark_gamma=0.3, watermark_delta=2.0)
+    rows = [row(marked if n != 2 else SamplingParameters(), n, 7 * n) for n in range(6)]
+    logits = torch.randn(6, 50)
+    at_once = process(logits, rows)
+    monkeypatch.setattr(processors, "WATERMARK_BYTES", 2 * 8 * 50)
+    assert torch.equal(process(logits, rows), at_once)
+    assert not torch.equal(at_once[5], logits[5])

@@ -55,6 +55,12 @@ def test_a_plan_arrives_as_it_was_sent() -> None:
     assert received == StepPlan(step_id=9, forget=(10, 11), new_sequences=(sequence,), rows=(row,), masks=masks)
 
 
+def test_a_token_whose_numbers_are_all_0_is_still_a_token() -> None:
+    message = message_from_result(StepResult(6, (RowResult(0, SampledToken(0, 0.0)),)), compute_us=7)
+    (row,) = pb.StepResult.FromString(message.SerializeToString()).rows
+    assert row.WhichOneof("outcome") == "token"
+
+
 def test_a_result_arrives_as_it_was_sent() -> None:
     rows = (
         RowResult(1, SampledToken(2, -0.5, ((2, -0.5), (3, -1.5))), (-2.5,)),

@@ -47,6 +47,7 @@ class Compiled:
 
     def __init__(self, kernel: JITFunction[Any]) -> None:
         self.kernel = kernel
+        self.forms: set[Any] = set()  # what was compiled: constants, and which arguments 16 divides
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         assert all(size > 0 for size in grid)
@@ -56,14 +57,16 @@ class Compiled:
         options = {name: constants.pop(name) for name in OPTIONS if name in constants}
         named = dict(zip(self.kernel.arg_names, arguments, strict=False))
         # A launch does the same: it makes a constant of 1, and tells which pointers and numbers 16 divides.
-        ones = {name: value for name, value in named.items() if isinstance(value, int) and value == 1}
+        changing = {parameter.name for parameter in self.kernel.params if parameter.do_not_specialize}
+        ones = {name: 1 for name in named.keys() - changing if isinstance(named[name], int) and named[name] == 1}
         constants = {**constants, **ones}
         signature = {name: "constexpr" if name in constants else type_of(named[name]) for name in self.kernel.arg_names}
         attributes = {
             (index,): [["tt.divisibility", 16]]
-            for index, value in enumerate(arguments)
-            if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0 and value != 1)
+            for index, (name, value) in enumerate(named.items())
+            if name not in changing and (isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0))
         }
+        self.forms.add((tuple(sorted(constants.items())), tuple(attributes)))
         source = ASTSource(self.kernel, signature, constants, attributes)
         compiled = triton.compile(source, target=TARGET, options=options)
         name, shared = self.kernel.__name__, compiled.metadata.shared
@@ -121,12 +124,17 @@ def everything() -> None:
     parameters = sampler.DrawParameters(empty(3, 4, dtype=torch.float32), empty(3, 4, dtype=torch.int64))
     for allowed in (None, ints(3, 4008)):
         sampler.choose_tokens(logits, logits, parameters, allowed)
-        sampler.most_likely(logits, 5, allowed)
+        for count in (1, 5, 16):
+            sampler.most_likely(logits, count, allowed)
     longs = empty(3, dtype=torch.int64)
-    counts = sampler.count_tokens(empty(3, 100, dtype=torch.int64), longs, longs, 128256)
+    for longest in (1, 96, 100):
+        counts = sampler.count_tokens(empty(3, longest, dtype=torch.int64), longs, longs, 128256)
     sampler.penalize_(logits, longs, counts, empty(3, 3, dtype=torch.float32))
 
 
 if __name__ == "__main__":
     replace_kernels()
     everything()
+    # Their sizes come from requests, which must not wait for a compiler.
+    assert len(sampler._collect_largest.forms) == 2, "one with masks and one without"
+    assert len(sampler._count_tokens.forms) == 1

@@ -1,5 +1,6 @@
 """`make gpu-check` runs as far as a CPU can, says what failed, and computes its rooflines right."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import torch
 from gpu_check import __main__ as gpu_check
 from gpu_check import checks
+from gpu_check.end_to_end import HttpOptions, find_launcher
 from gpu_check.report import Check, Measurement, render
 from gpu_check.rooflines import StepCost, decode_cost, layer_parameters, least_seconds, prefill_cost
 from gpu_check.scale import DRY, REAL
@@ -17,12 +19,13 @@ from torch import Tensor
 CPU = torch.device("cpu")
 
 
-def test_a_dry_run_checks_and_measures_everything(
+def test_a_dry_run_checks_and_measures_everything_within_the_process(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = replace(DRY, decode_batches=(2,), decode_contexts=(18,), prefill_len=20, num_repeats=1)
     monkeypatch.setattr(gpu_check, "DRY", small)
-    assert gpu_check.main(["--dry-run", "--output", str(tmp_path / "report.md")]) == 0
+    parts = ",".join(part for part in gpu_check.PARTS if part != "http")
+    assert gpu_check.main(["--dry-run", "--only", parts, "--output", str(tmp_path / "report.md")]) == 0
     report = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert report in capsys.readouterr().out
     assert "**failed**" not in report
@@ -54,11 +57,64 @@ def test_nothing_is_measured_where_a_check_failed(capsys: pytest.CaptureFixture[
         yield Check("logits", False, "they differ")
 
     monkeypatch.setattr(gpu_check, "run_checks", failing)
-    monkeypatch.setattr(gpu_check, "run_measures", lambda *_: pytest.fail("measured"))
+    for part in set(gpu_check.PARTS) - {"checks"}:
+        monkeypatch.setitem(gpu_check.PARTS, part, lambda _: pytest.fail("measured"))
     assert gpu_check.main(["--dry-run"]) == 1
     captured = capsys.readouterr()
     assert "| logits | **failed** | they differ |" in captured.out
     assert "nothing was measured: logits failed" in captured.err
+
+
+def only_http(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The report of a dry run of the server alone."""
+    assert gpu_check.main(["--dry-run", "--only", "http", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.skipif(find_launcher(HttpOptions()) is None, reason="the programs are not installed")
+def test_a_dry_run_measures_the_real_programs_over_http(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    report = only_http(capsys, "--work", str(tmp_path), "--launcher-flags", "--dtype float32")
+    assert "| http, start 1 to first token |" in report
+    for num_streams, num_requests in ((1, 1), (2, 3), (4, 4)):
+        name, value, against = next(line for line in report.splitlines() if f"| http, {num_streams} streams," in line).split(
+            " | "
+        )
+        assert name.endswith("--dtype float32")
+        assert re.fullmatch(
+            r"[\d.e+]+ tokens/s; TTFT p50 [\d.]+ ms, p99 [\d.]+ ms; inter-token p50 [\d.]+ ms, p99 [\d.]+ ms", value
+        )
+        assert f"{num_requests} prompts of 16 tokens, 4 new ones each" in against
+    assert list(tmp_path.iterdir()) == [], "the model is deleted"
+
+
+def test_without_a_launcher_the_report_says_how_to_get_one(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    report = only_http(capsys, "--launcher", str(tmp_path / "missing"))
+    assert "| http | not measured | no launcher: `make install` or `cargo build --release`, or --launcher PATH |" in report
+
+
+def test_a_server_that_does_not_start_is_a_line_of_the_report(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    launcher = tmp_path / "launcher"
+    launcher.write_text("#!/bin/sh\necho 'no | device'\nexit 3\n", encoding="utf-8")
+    launcher.chmod(0o700)
+    assert "| http | failed | exit code 3: no / device |" in only_http(capsys, "--launcher", str(launcher))
+
+
+def test_what_was_found_is_written_even_if_the_run_is_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut_short(_: object) -> Iterator[Measurement]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(gpu_check.PARTS, "sampler", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        gpu_check.main(["--dry-run", "--only", "machine,sampler", "--output", str(tmp_path / "report.md")])
+    report = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "| matrix product |" in report
+    assert "passed" not in report, "nobody asked for the checks"
+
+
+def test_a_part_that_there_is_not_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        gpu_check.main(["--dry-run", "--only", "checks,network"])
+    assert "no such part: network" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("spoil", [lambda output: output + 0.1, lambda output: output * float("nan")])

@@ -1,5 +1,7 @@
 """A shard drives its model through graphs where its device has them, gives the same answers, and has counted their memory."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,11 @@ from text_gen_server.config import load_model_config
 from text_gen_server.cuda_graphs import LEAST_GRAPH_BYTES, GraphedModel
 from text_gen_server.memory import MIB
 from text_gen_server.plan import SamplingParameters
+from text_gen_server.sampling import fused
+from text_gen_server.sampling.processors import SamplingRow
+from text_gen_server.sampling.sampler import Samples
 from text_gen_server.shard import PrepareParameters, Shard, ShardOptions
+from text_gen_server.warm_up import EVERYTHING, run_step
 from tiny_models import write_model
 
 LIMITS = PrepareParameters(max_batch_prefill_tokens=32, max_batch_size=4, max_total_tokens=64)
@@ -76,6 +82,27 @@ def test_the_kv_cache_is_sized_from_what_the_worst_step_and_the_graphs_leave(
     activation_bytes, graph_bytes = shard._measure_steps(shard._plan_limits(LIMITS))
     assert activation_bytes == 20 * MIB + shard_module.PROMPT_LOGITS_BYTES
     assert 0 <= graph_bytes - (10 * MIB + 2 * LEAST_GRAPH_BYTES) < MIB
+
+
+def test_the_worst_step_has_all_tokens_and_asks_everything_of_every_row(folder: Path) -> None:
+    shard = make_shard(folder, None)
+    shard.prepare(LIMITS)
+    assert shard.runner is not None
+    asked: list[tuple[torch.Size, int, int]] = []
+    tokens: list[int] = []
+
+    def remember(logits: torch.Tensor, rows: Sequence[SamplingRow], masks: Mapping[int, bytes] | None = None) -> Samples:
+        asked.append((logits.shape, sum(row.is_penalized and row.is_processed for row in rows), len(masks or ())))
+        tokens.append(sum(row.num_tokens for row in rows))
+        return fused.sample(logits, rows, masks)
+
+    shard.runner.sample = remember
+    run_step(shard.runner, num_tokens=36, sampling=EVERYTHING, masked=True)
+    assert (asked, tokens) == ([(torch.Size([4, 300]), 4, 4)], [36])
+    assert not shard.runner.mirrors
+    defaults = SamplingParameters()
+    left_out = {field.name for field in fields(defaults) if getattr(EVERYTHING, field.name) == getattr(defaults, field.name)}
+    assert left_out == {"seed", "prompt_logprobs"}, "what a step may be asked for is asked for"
 
 
 def test_the_thread_of_the_model_takes_the_device_of_its_rank(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from text_gen_server.transfers import upload
 from text_gen_server.triton_kernels.sampler import DrawParameters, choose_tokens, count_tokens, most_likely, penalize_
 
 WORD_BITS = 32
+PACKED_WORDS = 6  # of 64 bits: four integers, four float32
 
 
 def sample(logits: Tensor, rows: Sequence[SamplingRow], masks: Mapping[int, bytes] | None = None) -> Samples:
@@ -40,7 +41,7 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow], masks: Mapping[int, byte
 
 def _process(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     """`processors.process`, with the penalties in one launch."""
-    penalized = [n for n, row in enumerate(rows) if _is_penalized(row)]
+    penalized = [n for n, row in enumerate(rows) if row.is_penalized]
     if not penalized:
         return process(logits, rows)
     processed = logits.clone()
@@ -65,12 +66,7 @@ def _process(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
         counts,
         upload(torch.tensor(penalties, dtype=torch.float32), device),
     )
-    return process(processed, [_without_penalties(row) if _is_penalized(row) else row for row in rows])
-
-
-def _is_penalized(row: SamplingRow) -> bool:
-    parameters = row.parameters
-    return parameters.repetition_penalty != 1 or parameters.frequency_penalty != 0 or parameters.presence_penalty != 0
+    return process(processed, [_without_penalties(row) if row.is_penalized else row for row in rows])
 
 
 def _without_penalties(row: SamplingRow) -> SamplingRow:
@@ -79,26 +75,26 @@ def _without_penalties(row: SamplingRow) -> SamplingRow:
 
 
 def _draw_parameters(rows: Sequence[SamplingRow], device: torch.device) -> DrawParameters:
-    numbers = [
-        (
-            row.parameters.temperature,
-            row.parameters.top_p,
-            row.parameters.typical_p,
-            math.log(row.parameters.min_p) if row.parameters.min_p > 0 else -math.inf,
-        )
-        for row in rows
-    ]
-    integers = [
-        (int(row.parameters.do_sample), min(row.parameters.top_k, 2**31), to_signed(row.parameters.seed), row.position)
-        for row in rows
-    ]
+    packed = np.frombuffer(b"".join([row.packed or _pack(row) for row in rows]), dtype=np.int64).reshape(-1, PACKED_WORDS)
     # One copy for both: the numbers lie behind the integers.
-    packed = np.empty(6 * len(rows), dtype=np.int64)
+    both = np.empty(packed.size, dtype=np.int64)
     split = 4 * len(rows)
-    packed[:split].reshape(-1, 4)[:] = integers
-    packed[split:].view(np.float32).reshape(-1, 4)[:] = numbers
-    on_device = upload(torch.from_numpy(packed), device)
+    integers = both[:split].reshape(-1, 4)
+    integers[:] = packed[:, :4]
+    integers[:, 3] = [row.num_tokens for row in rows]
+    both[split:].reshape(-1, 2)[:] = packed[:, 4:]
+    on_device = upload(torch.from_numpy(both), device)
     return DrawParameters(on_device[split:].view(torch.float32).view(-1, 4), on_device[:split].view(-1, 4))
+
+
+def _pack(row: SamplingRow) -> bytes:
+    """Its line of `DrawParameters`, integers first, but for the position, which changes with every token."""
+    asked = row.parameters
+    log_min_p = math.log(asked.min_p) if asked.min_p > 0 else -math.inf
+    integers = np.array([int(asked.do_sample), min(asked.top_k, 2**31), to_signed(asked.seed), 0], dtype=np.int64)
+    numbers = np.array([asked.temperature, asked.top_p, asked.typical_p, log_min_p], dtype=np.float32)
+    row.packed = integers.tobytes() + numbers.tobytes()
+    return row.packed
 
 
 def _allowed_bits(masks: Mapping[int, bytes], logits: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ from, and never leave NaN behind, nor infinity where no mask forbids the token.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,31 +17,54 @@ from text_gen_server.sampling.watermark import green
 from text_gen_server.transfers import upload
 
 LARGEST = torch.finfo(torch.float32).max
+# The random numbers of a watermark take eight bytes for each token of the vocabulary, several times over: so many at once.
+WATERMARK_BYTES = 64 * 2**20
 
 
-@dataclass(frozen=True, slots=True)
 class SamplingRow:
-    """What the choice of one token depends on, besides the logits."""
+    """What the choice of one token depends on, besides the logits. What follows from the parameters is found out once, because
+    it is asked for with every token.
+    """
 
-    parameters: SamplingParameters
-    token_ids: NDArray[np.int64]  # [L], prompt and generated tokens
-    prompt_len: int
+    __slots__ = (
+        "_token_ids",
+        "is_penalized",
+        "is_processed",
+        "num_tokens",
+        "packed",
+        "parameters",
+        "prompt_len",
+        "reads_history",
+    )
+
+    def __init__(self, parameters: SamplingParameters, token_ids: NDArray[np.int64], prompt_len: int) -> None:
+        """token_ids: [L], prompt and generated tokens"""
+        self.parameters = parameters
+        self.prompt_len = prompt_len
+        self.num_tokens = len(token_ids)
+        self._token_ids = token_ids  # filled up to num_tokens
+        self.is_penalized = (
+            parameters.repetition_penalty != 1 or parameters.frequency_penalty != 0 or parameters.presence_penalty != 0
+        )
+        # Whether the choice depends on what the tokens are, and not on their number alone.
+        self.reads_history = self.is_penalized or parameters.watermark_delta != 0
+        # Whether `process` may have something to do.
+        self.is_processed = (
+            self.reads_history
+            or len(parameters.logit_bias) > 0
+            or (parameters.min_new_tokens > 0 and len(parameters.end_token_ids) > 0)
+        )
+        self.packed: bytes | None = None  # the parameters as the sampler in use wants them, which fills it in
 
     @property
-    def reads_history(self) -> bool:
-        """Whether the choice depends on what the tokens are, and not on their number alone."""
-        parameters = self.parameters
-        return (
-            parameters.repetition_penalty != 1
-            or parameters.frequency_penalty != 0
-            or parameters.presence_penalty != 0
-            or parameters.watermark_delta != 0
-        )
+    def token_ids(self) -> NDArray[np.int64]:
+        """[L] prompt and generated tokens."""
+        return self._token_ids[: self.num_tokens]
 
     @property
     def position(self) -> int:
         """Index in the sequence of the token being sampled."""
-        return len(self.token_ids)
+        return self.num_tokens
 
 
 def process(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
@@ -51,11 +73,12 @@ def process(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     logits: [N, V] float32, left as it is
     rows:   N rows
     """
-    repeated = [n for n, row in enumerate(rows) if row.parameters.repetition_penalty != 1]
-    counted = [n for n, row in enumerate(rows) if _counts(row)]
-    biased = [n for n, row in enumerate(rows) if row.parameters.logit_bias]
-    marked = [n for n, row in enumerate(rows) if row.parameters.watermark_delta != 0]
-    banned = [n for n, row in enumerate(rows) if _bans(row)]
+    processed = [n for n, row in enumerate(rows) if row.is_processed]
+    repeated = [n for n in processed if rows[n].parameters.repetition_penalty != 1]
+    counted = [n for n in processed if _counts(rows[n])]
+    biased = [n for n in processed if rows[n].parameters.logit_bias]
+    marked = [n for n in processed if rows[n].parameters.watermark_delta != 0]
+    banned = [n for n in processed if _bans(rows[n])]
     if not (repeated or counted or biased or marked or banned):
         return logits
     logits = logits.clone()
@@ -89,11 +112,11 @@ def apply_masks(logits: Tensor, masks: Mapping[int, bytes]) -> Tensor:
 
 def _counts(row: SamplingRow) -> bool:
     asked = row.parameters.frequency_penalty != 0 or row.parameters.presence_penalty != 0
-    return asked and len(row.token_ids) > row.prompt_len
+    return asked and row.num_tokens > row.prompt_len
 
 
 def _bans(row: SamplingRow) -> bool:
-    num_generated = len(row.token_ids) - row.prompt_len
+    num_generated = row.num_tokens - row.prompt_len
     return num_generated < row.parameters.min_new_tokens and len(row.parameters.end_token_ids) > 0
 
 
@@ -134,10 +157,13 @@ def _add_bias(logits: Tensor, rows: Sequence[SamplingRow], chosen: list[int]) ->
 
 def _raise_green(logits: Tensor, rows: Sequence[SamplingRow], chosen: list[int]) -> None:
     device = logits.device
-    previous = upload(torch.tensor([int(rows[n].token_ids[-1]) for n in chosen]), device)
-    gammas = upload(torch.tensor([rows[n].parameters.watermark_gamma for n in chosen], dtype=torch.float64), device)
-    deltas = _column([rows[n].parameters.watermark_delta for n in chosen], device)
-    logits[upload(torch.tensor(chosen), device)] += green(previous, gammas, logits.shape[-1]) * deltas
+    at_once = max(1, WATERMARK_BYTES // (8 * logits.shape[-1]))
+    for first in range(0, len(chosen), at_once):
+        part = chosen[first : first + at_once]
+        previous = upload(torch.tensor([int(rows[n].token_ids[-1]) for n in part]), device)
+        gammas = upload(torch.tensor([rows[n].parameters.watermark_gamma for n in part], dtype=torch.float64), device)
+        deltas = _column([rows[n].parameters.watermark_delta for n in part], device)
+        logits[upload(torch.tensor(part), device)] += green(previous, gammas, logits.shape[-1]) * deltas
 
 
 def _ban_end_tokens(logits: Tensor, rows: Sequence[SamplingRow], chosen: list[int]) -> None:

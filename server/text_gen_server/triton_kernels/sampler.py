@@ -150,7 +150,8 @@ def penalize_(logits: Tensor, row_idx: Tensor, counts: Tensor, penalties: Tensor
         _penalize[grid](logits, row_idx, counts, penalties, vocab_size, LARGEST, BLOCK=PENALTY_BLOCK, num_warps=8)
 
 
-@triton.jit
+# Lengths of histories and numbers of top tokens must not need a compilation of their own while requests wait.
+@triton.jit(do_not_specialize=["longest"])
 def _count_tokens(counts, token_ids, lens, prompt_lens, longest, vocab_size, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -371,7 +372,7 @@ def _draw(row, allowed, vocab_size, top, numbers, integers, HAS_MASK: tl.constex
     return tl.minimum(token, last_possible)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _collect_largest(
     token_ids, logits, raw, allowed, vocab_size, count, stride_allowed, HAS_MASK: tl.constexpr, BLOCK: tl.constexpr
 ):
