@@ -162,13 +162,7 @@ mod tests {
             bytes(&mut spoiled).fill(0xff);
             drop(spoiled);
             let mut buffer = Buffer::beside_others(len);
-            assert!(
-                buffer
-                    .as_ptr::<u8>()
-                    .cast::<[u8; 64]>()
-                    .align_offset(CACHE_LINE)
-                    == 0
-            );
+            assert_eq!(buffer.as_ptr::<u8>().addr() % CACHE_LINE, 0);
             assert!(
                 bytes(&mut buffer).iter().all(|byte| *byte == 0),
                 "buffer {n}"

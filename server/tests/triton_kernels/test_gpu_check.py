@@ -71,8 +71,8 @@ def only_http(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().out
 
 
-@pytest.mark.skipif(find_launcher(HttpOptions()) is None, reason="the programs are not installed")
 def test_a_dry_run_measures_the_real_programs_over_http(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert find_launcher(HttpOptions()) is not None, "`make install` comes first, as in `make test-python`"
     report = only_http(capsys, "--work", str(tmp_path), "--launcher-flags", "--dtype float32")
     assert "| http, start 1 to first token |" in report
     for num_streams, num_requests in ((1, 1), (2, 3), (4, 4)):
