@@ -67,8 +67,6 @@ pub trait Simd: Copy + 'static {
     unsafe fn load_bf16(from: *const u16) -> Self::F32;
     /// Rounds to the nearest, halves to even.
     unsafe fn store_bf16(to: *mut u16, value: Self::F32);
-    /// Rounds to the nearest, halves to even; every lane must be in -128..=127.
-    unsafe fn store_i8(to: *mut i8, value: Self::F32);
 
     /// Sixteen activations as eight pairs.
     unsafe fn store_as_pairs(to: *mut Self::Pair, value: Self::F32);
@@ -98,8 +96,8 @@ pub trait Simd: Copy + 'static {
         pair: *const Self::Pair,
     ) -> Self::F32;
 
-    /// Four int8 activations, the first in the lowest byte.
-    fn quad(activations: [i8; 4]) -> Self::Quad;
+    /// Sixteen activations as four quads; they are integers in -128..=127.
+    unsafe fn store_as_quads(to: *mut Self::Quad, value: Self::F32);
     unsafe fn splat_i32(value: i32) -> Self::I32;
     unsafe fn to_f32(a: Self::I32) -> Self::F32;
     /// Sixty-four bytes, four weights to a lane.

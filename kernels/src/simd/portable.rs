@@ -119,11 +119,6 @@ impl Simd for Portable {
             .write_unaligned(value.0.map(bf16::from_f32));
     }
     #[inline(always)]
-    unsafe fn store_i8(to: *mut i8, value: Self::F32) {
-        to.cast::<[i8; LANES]>()
-            .write_unaligned(Self::round(value).0.map(|x| x as i8));
-    }
-    #[inline(always)]
     unsafe fn store_as_pairs(to: *mut Self::Pair, value: Self::F32) {
         Self::store(to.cast(), value);
     }
@@ -153,8 +148,9 @@ impl Simd for Portable {
         )
     }
     #[inline(always)]
-    fn quad(activations: [i8; 4]) -> Self::Quad {
-        activations
+    unsafe fn store_as_quads(to: *mut Self::Quad, value: Self::F32) {
+        to.cast::<[i8; LANES]>()
+            .write_unaligned(value.0.map(|x| x as i8));
     }
     #[inline(always)]
     unsafe fn splat_i32(value: i32) -> Self::I32 {
