@@ -6,6 +6,7 @@
 //! only what is inlined into the entry of an instruction set is compiled for it. A closure given to a method of an array is
 //! not, so that there is none around these operations.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::compact::{self, Exponents};
@@ -15,7 +16,7 @@ mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub use math::{exp, silu};
+pub use math::{exp, exp2, silu};
 pub use portable::Portable;
 #[cfg(target_arch = "x86_64")]
 pub use x86::{Avx2, Avx512, Avx512Bf16, Avx512Vnni};
@@ -61,6 +62,10 @@ pub trait Simd: Copy + 'static {
     unsafe fn round(a: Self::F32) -> Self::F32;
     /// a * 2^n for integral n of at most 127; 0 where n is below -126.
     unsafe fn scale(a: Self::F32, n: Self::F32) -> Self::F32;
+    /// Minus infinity in all but some of the lanes.
+    unsafe fn only_lanes(a: Self::F32, lanes: Range<usize>) -> Self::F32;
+    /// Whether a lane of `a` is greater than that of `b`.
+    unsafe fn any_greater(a: Self::F32, b: Self::F32) -> bool;
     unsafe fn sum(a: Self::F32) -> f32;
     unsafe fn max_lane(a: Self::F32) -> f32;
 

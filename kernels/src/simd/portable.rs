@@ -1,5 +1,7 @@
 //! Plain Rust, which the compiler makes vector code of as far as it can: for processors without an implementation of their own.
 
+use std::ops::Range;
+
 use super::{LANES, Simd};
 use crate::bf16;
 
@@ -93,6 +95,20 @@ impl Simd for Portable {
         zip(a, n, |a, n| {
             a * f32::from_bits(((n as i32 + 127).max(0) << 23) as u32)
         })
+    }
+    #[inline(always)]
+    unsafe fn only_lanes(a: Self::F32, lanes: Range<usize>) -> Self::F32 {
+        Lanes(std::array::from_fn(|lane| {
+            if lanes.contains(&lane) {
+                a.0[lane]
+            } else {
+                f32::NEG_INFINITY
+            }
+        }))
+    }
+    #[inline(always)]
+    unsafe fn any_greater(a: Self::F32, b: Self::F32) -> bool {
+        a.0.iter().zip(b.0).any(|(a, b)| *a > b)
     }
     #[inline(always)]
     unsafe fn sum(a: Self::F32) -> f32 {

@@ -1,6 +1,7 @@
 //! AVX2 and FMA: two vectors of eight for every sixteen lanes.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use crate::compact::{self, Exponents};
 use crate::simd::Simd;
@@ -93,6 +94,31 @@ impl Simd for Avx2 {
             _mm256_mul_ps(a[0], power(n[0])),
             _mm256_mul_ps(a[1], power(n[1])),
         ]
+    }
+    #[inline(always)]
+    unsafe fn only_lanes(a: Two, lanes: Range<usize>) -> Two {
+        let kept = |first: i32| {
+            let own = _mm256_add_epi32(
+                _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
+                _mm256_set1_epi32(first),
+            );
+            let begun = _mm256_cmpgt_epi32(own, _mm256_set1_epi32(lanes.start as i32 - 1));
+            let ended = _mm256_cmpgt_epi32(own, _mm256_set1_epi32(lanes.end as i32 - 1));
+            _mm256_castsi256_ps(_mm256_andnot_si256(ended, begun))
+        };
+        let hidden = _mm256_set1_ps(f32::NEG_INFINITY);
+        [
+            _mm256_blendv_ps(hidden, a[0], kept(0)),
+            _mm256_blendv_ps(hidden, a[1], kept(8)),
+        ]
+    }
+    #[inline(always)]
+    unsafe fn any_greater(a: Two, b: Two) -> bool {
+        let greater = _mm256_or_ps(
+            _mm256_cmp_ps::<_CMP_GT_OQ>(a[0], b[0]),
+            _mm256_cmp_ps::<_CMP_GT_OQ>(a[1], b[1]),
+        );
+        _mm256_movemask_ps(greater) != 0
     }
     #[inline(always)]
     unsafe fn sum(a: Two) -> f32 {

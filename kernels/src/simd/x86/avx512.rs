@@ -1,6 +1,7 @@
 //! AVX-512, with VNNI (int8 dot products) and with BF16 (bf16 dot products, whose activations are rounded to bf16).
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use super::avx2::store_split_quads;
 use crate::compact::{self, Exponents};
@@ -98,6 +99,15 @@ macro_rules! common {
         unsafe fn scale(a: __m512, n: __m512) -> __m512 {
             let is_normal = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(n, _mm512_set1_ps(-126.0));
             _mm512_maskz_scalef_ps(is_normal, a, n)
+        }
+        #[inline(always)]
+        unsafe fn only_lanes(a: __m512, lanes: Range<usize>) -> __m512 {
+            let kept = (1_u32 << lanes.end) - (1_u32 << lanes.start.min(lanes.end));
+            _mm512_mask_mov_ps(_mm512_set1_ps(f32::NEG_INFINITY), kept as __mmask16, a)
+        }
+        #[inline(always)]
+        unsafe fn any_greater(a: __m512, b: __m512) -> bool {
+            _mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b) != 0
         }
         #[inline(always)]
         unsafe fn sum(a: __m512) -> f32 {
