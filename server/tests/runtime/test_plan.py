@@ -70,20 +70,22 @@ BAD_SAMPLING: dict[str, Any] = {
 }
 
 
-@pytest.fixture
-def router(babbling_folder: Path) -> FakeRouter:
-    """One that holds sequence 1 with a token sampled and not yet computed."""
+def holding_sequence_1(babbling_folder: Path) -> FakeRouter:
+    """With a token sampled and not yet computed."""
     router = FakeRouter(fake_runner(babbling_folder))
     router.add(1, list(PROMPT))
     router.step(s1=3)
     return router
 
 
+@pytest.fixture
+def router(babbling_folder: Path) -> FakeRouter:
+    return holding_sequence_1(babbling_folder)
+
+
 @pytest.mark.parametrize(("bad", "message"), BAD_PLANS.values(), ids=BAD_PLANS)
-def test_a_plan_out_of_range_is_refused_and_changes_nothing(router: FakeRouter, bad: StepPlan, message: str) -> None:
-    undisturbed = FakeRouter(fake_runner_like(router))
-    undisturbed.add(1, list(PROMPT))
-    undisturbed.step(s1=3)
+def test_a_plan_out_of_range_is_refused_and_changes_nothing(babbling_folder: Path, bad: StepPlan, message: str) -> None:
+    router, undisturbed = holding_sequence_1(babbling_folder), holding_sequence_1(babbling_folder)
     with pytest.raises(ValueError, match=message):
         router.runner.step(bad)
     assert list(router.runner.mirrors) == [1]
@@ -119,12 +121,3 @@ def test_sampling_parameters_at_their_limits_are_accepted(router: FakeRouter) ->
     outcome = router.step(s2=3)[2].outcome
     assert outcome is not None
     assert len(outcome.top_tokens) == VOCABULARY  # type: ignore[union-attr]
-
-
-def fake_runner_like(router: FakeRouter) -> Any:
-    """A second runner of the same kind, with caches and mirrors of its own."""
-    from copy import deepcopy
-
-    runner = deepcopy(router.runner)
-    runner.forget_all()
-    return runner
