@@ -13,7 +13,10 @@ use std::array;
 use crate::plan::MIN_PREFILL_TOKENS;
 
 /// A step with prefill is to take so many times what one takes that only decodes. Nobody should see 3, and some take longer than foreseen.
-const MAX_STEP_RATIO: f64 = 2.2;
+const MAX_STEP_RATIO: f64 = 2.0;
+/// A step that only computes prompts takes at most so many times what the smallest one takes. Larger ones would save little and
+/// keep others from their first token.
+const MAX_PREFILL_RATIO: f64 = 16.0;
 /// Nobody sees the difference between steps that are faster than this.
 const UNNOTICED_SECS: f64 = 0.015;
 /// After so many steps with prefill one only decodes, so that it is known how long that takes; earlier while little is known.
@@ -54,7 +57,7 @@ pub(crate) fn num_pairs(num_tokens: usize, num_computed_tokens: usize) -> f64 {
 /// How much prefill a step may have.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Room {
-    /// As much as there is work for: nobody waits for it, or nothing is known yet.
+    /// As much as there is work for: nothing is known yet.
     Unlimited,
     Seconds(f64),
     /// This step is to be measured without any.
@@ -104,8 +107,14 @@ impl StepTimes {
     /// What the next step may have, in which so many rows decode while so many sequences wait for prefill. Where more wait than
     /// decode, the few bear more, for the sake of the many.
     pub(crate) fn room(&mut self, num_decode_rows: usize, num_waiting: usize) -> Room {
-        if num_decode_rows == 0 || self.cost().is_none() {
+        if self.cost().is_none() {
             return Room::Unlimited;
+        }
+        if num_decode_rows == 0 {
+            let least = self.decode_secs(1);
+            return least.map_or(Room::Unlimited, |least| {
+                Room::Seconds(MAX_PREFILL_RATIO * least)
+            });
         }
         let known = self.decode_secs(num_decode_rows);
         let bucket = &mut self.decode[bucket(num_decode_rows)];
