@@ -35,7 +35,7 @@ unsafe impl Sync for Activations {}
 /// Small enough that a thread that was held up keeps the others waiting for little.
 const TASKS_PER_THREAD: usize = 4;
 /// Rows packed by one task, so that packing is shared out too.
-const PACKED_ROWS: usize = 16;
+const PACKED_ROWS: usize = 8;
 
 /// output[r] = input[r] W^T + bias, or for gated weights silu(gate) * up.
 ///
