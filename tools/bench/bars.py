@@ -94,6 +94,8 @@ def judge(medians: Medians, shape: Shape, machine: Machine, prompt_len: int, out
         bars.append(
             _at_least(f"{server}: shared prefix, cold to warm", medians.get(server, "shared-prefix", "cold_to_warm"), 5)
         )
+        apart = medians.get(server, "shared-prefix", "apart_to_warm")
+        bars.append(_at_least(f"{server}: shared prefix, nothing in common to warm", apart, 5))
         bars.append(_at_most(f"{server}: start to first token, s", medians.get(server, "start", "seconds"), MAX_START_SECS))
     ours = medians.best("shared-prefix", "warm_ttft_ms", ours=True, highest=False)
     peer = medians.best("shared-prefix", "warm_ttft_ms", ours=False, highest=False)

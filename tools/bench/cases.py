@@ -124,14 +124,24 @@ async def arrivals(client: Client, prompts: PromptMaker, sizes: Sizes) -> Values
 
 
 async def shared_prefix(client: Client, prompts: PromptMaker, sizes: Sizes) -> Values:
-    """Streams that begin alike: the first time, and again with other endings."""
+    """Streams that begin alike: the first time, and again with other endings. And as many of the same length that have nothing
+    in common, since those that come together for the first time may share what the first of them computes.
+    """
     prefix = prompts.prompt(sizes.prefix_len)
+    kinds = {
+        "apart": prompts.jobs(sizes.num_sharing, sizes.prefix_len + sizes.tail_len, 8),
+        "cold": prompts.jobs(sizes.num_sharing, sizes.tail_len, 8, prefix),
+        "warm": prompts.jobs(sizes.num_sharing, sizes.tail_len, 8, prefix),
+    }
     ttft = {}
-    for kind in ("cold", "warm"):
-        jobs = prompts.jobs(sizes.num_sharing, sizes.tail_len, 8, prefix)
+    for kind, jobs in kinds.items():
         answers = await client.closed_loop(jobs, sizes.num_sharing)
         ttft[kind] = 1e3 * statistics.median(answer.ttft for answer in answers)
-    return {"cold_ttft_ms": ttft["cold"], "warm_ttft_ms": ttft["warm"], "cold_to_warm": ttft["cold"] / ttft["warm"]}
+    return {
+        **{f"{kind}_ttft_ms": milliseconds for kind, milliseconds in ttft.items()},
+        "cold_to_warm": ttft["cold"] / ttft["warm"],
+        "apart_to_warm": ttft["apart"] / ttft["warm"],
+    }
 
 
 async def warm_up(client: Client, prompts: PromptMaker, sizes: Sizes) -> Values:
