@@ -69,9 +69,9 @@ class Mirror(SamplingRow):
 
 @dataclass(frozen=True)
 class BatchInputs:
-    """One step, ready for the model."""
+    """One step, ready for the model. Behind the rows of a step of decodes there may be empty ones (see `decode_rows.py`)."""
 
-    token_ids: Tensor  # [T] int64, below 0 where only the device knows them (see `Mirror.append_token`)
+    token_ids: Tensor  # [T] int64
     positions: Tensor  # [T] int64, index of each token in its sequence
     slot_mapping: Tensor  # [T] int64, slot of each token's K/V; -1 = do not write
     attention_metadata: AttentionMetadata
@@ -120,7 +120,10 @@ def check_sequences(plan: StepPlan, mirrors: dict[int, Mirror], limits: PlanLimi
 
 
 def build_batch(rows: Sequence[Row], mirrors: Sequence[Mirror], *, block_size: int, transfers: Transfers) -> BatchInputs:
-    """The inputs of a step whose plan was checked. `mirrors` are those of `rows`, with the new blocks appended."""
+    """The inputs of a step whose plan was checked. `mirrors` are those of `rows`, with the new blocks appended.
+
+    Tokens are below 0 where only the device knows them (see `Mirror.append_token`).
+    """
     query_lens = np.array([row.num_scheduled_tokens for row in rows], dtype=np.int64)
     starts = np.array([mirror.num_computed_tokens for mirror in mirrors], dtype=np.int64)
     kv_lens = starts + query_lens

@@ -149,6 +149,8 @@ class Shard:
             run_step(self.runner, num_tokens=num_tokens, sampling=sampling)
         if isinstance(self.runner.model, GraphedModel):
             self._capture_graphs(self.runner.model)
+        if self.device.type == "cuda":
+            run_step(self.runner, num_tokens=1, sampling=USUAL)  # a decode, whose inputs have a kernel of their own
         self._prepared = (parameters, size)
         return size
 
@@ -255,14 +257,15 @@ class Shard:
             device=self.device,
             scales=self.kv_scales,
         )
-        transfers = choose_transfers(self.device)
+        transfers, model = choose_transfers(self.device), self._driven_model(kv_cache, limits)
+        graphed = model if isinstance(model, GraphedModel) else None
         return Runner(
-            self._driven_model(kv_cache, limits),
+            model,
             kv_cache=kv_cache,
             tensor_parallel=self.tensor_parallel,
             limits=replace(limits, num_blocks=num_blocks),
             transfers=transfers,
-            inputs=choose_inputs(self.device, limits, transfers),
+            inputs=choose_inputs(self.device, limits, transfers, graphed),
             sample=choose_sampler(self.device, self.ops.summarize, self.ops.draw),
         )
 

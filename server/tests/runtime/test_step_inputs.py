@@ -10,8 +10,10 @@ import pytest
 import torch
 from text_gen_server.batch import BatchInputs, Mirror
 from text_gen_server.plan import PlanLimits, Row
-from text_gen_server.step_inputs import DeviceInputs, HostInputs, choose_inputs
+from text_gen_server.step_inputs import DeviceInputs, FillDecodeRows, HostInputs, choose_inputs
 from text_gen_server.transfers import HostTransfers, Transfers
+from text_gen_server.triton_kernels import plain
+from torch import Tensor
 
 from runtime.fakes import CPU, FakeRouter, fake_runner, token_of
 
@@ -21,18 +23,18 @@ PROMPT = [3, 14, 15, 92, 65]
 class BothInputs:
     """Makes the inputs in both ways and compares them; gives those of the device."""
 
-    def __init__(self, limits: PlanLimits, transfers: Transfers) -> None:
+    def __init__(self, limits: PlanLimits, transfers: Transfers, fill: FillDecodeRows = plain.fill_decode_rows) -> None:
         # Few rows, so that the tables must grow.
-        self.device = DeviceInputs(replace(limits, max_batch_size=2), transfers, CPU)
+        self.device = DeviceInputs(replace(limits, max_batch_size=2), transfers, CPU, graphed=None, fill=fill)
         self.device.counting = torch.arange(limits.max_batch_size + 1)
         self.device.query_start = self.device.counting.to(torch.int32)
         self.host = HostInputs(limits, transfers)
         self.num_by_device = 0
         self.num_bytes = 0
 
-    def build(self, rows: Sequence[Row], mirrors: Sequence[Mirror]) -> BatchInputs:
-        expected = self.host.build(rows, mirrors)
-        found = self.device.build(rows, mirrors)
+    def build(self, rows: Sequence[Row], mirrors: Sequence[Mirror], sampled_before: Tensor | None) -> BatchInputs:
+        expected = self.host.build(rows, mirrors, sampled_before)
+        found = self.device.build(rows, mirrors, sampled_before)
         self.num_by_device += found.sample_idx.data_ptr() == self.device.counting.data_ptr()
         with torch._C.DisableTorchFunction():
             assert_equal(found, expected)
@@ -68,11 +70,13 @@ class Counting(HostTransfers):
         return super().upload(arrays)
 
 
-def test_a_decode_step_sends_three_numbers_for_each_row_and_two_for_each_new_block(babbling_folder: Path) -> None:
+def on_device(limits: PlanLimits, transfers: Transfers) -> DeviceInputs:
+    return DeviceInputs(limits, transfers, CPU, graphed=None, fill=plain.fill_decode_rows)
+
+
+def test_a_decode_step_sends_five_numbers_for_each_row_and_one_for_each_new_block(babbling_folder: Path) -> None:
     transfers = Counting()
-    runner = fake_runner(
-        babbling_folder, transfers=transfers, make_inputs=lambda limits, transfers: DeviceInputs(limits, transfers, CPU)
-    )
+    runner = fake_runner(babbling_folder, transfers=transfers, make_inputs=on_device)
     router = FakeRouter(runner)
     router.add(1, PROMPT)
     router.add(2, PROMPT[:3])
@@ -81,7 +85,7 @@ def test_a_decode_step_sends_three_numbers_for_each_row_and_two_for_each_new_blo
     for _ in range(5):
         router.step(s2=1, s1=1)
     # Blocks of 4 tokens: the tables of both (2 and 1 blocks), then a new block when a row comes to 5 or 9 tokens.
-    assert transfers.sent == [6 + 6, 6 + 2, 6, 6 + 2, 6]
+    assert transfers.sent == [10 + 3, 10 + 1, 10, 10 + 1, 10]
 
 
 def test_a_row_that_had_another_sequence_shows_nothing_of_it(babbling_folder: Path) -> None:
@@ -138,4 +142,4 @@ def test_other_steps_are_made_on_the_host(babbling_folder: Path, counts: dict[st
 
 def test_a_host_makes_its_inputs_itself(babbling_folder: Path) -> None:
     limits = fake_runner(babbling_folder).limits
-    assert isinstance(choose_inputs(CPU, limits, HostTransfers()), HostInputs)
+    assert isinstance(choose_inputs(CPU, limits, HostTransfers(), None), HostInputs)

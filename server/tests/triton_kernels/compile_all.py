@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 import triton
-from text_gen_server.triton_kernels import activation, norm, paged_attention, quantize, rotary, sampler
+from text_gen_server.decode_rows import NUM_FIELDS, DecodeDeltas, DecodeRows
+from text_gen_server.triton_kernels import activation, decode_rows, norm, paged_attention, quantize, rotary, sampler
 from text_gen_server.triton_kernels.paged_attention import PagedKV, PagedRows, Scores
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
@@ -22,6 +23,7 @@ TARGET = GPUTarget("cuda", 90, 32)
 SHARED_MEMORY_BYTES = 227 * 1024  # of a program on Hopper
 KERNELS: dict[ModuleType, tuple[str, ...]] = {
     activation: ("_silu_mul",),
+    decode_rows: ("_fill_rows",),
     norm: ("_add_rms_norm",),
     paged_attention: ("_attend_tile", "_join_splits"),
     quantize: ("_quantize_rows",),
@@ -116,6 +118,10 @@ def everything() -> None:
     activation.silu_mul(empty(3, 28672))
     quantize.quantize_rows(empty(3, 4096))
     quantize.quantize_rows(empty(3, 28672), empty(dtype=torch.float32))
+    for num_rows, width in ((1, 1), (32, 8192), (33, 16)):
+        deltas = DecodeDeltas(ints(NUM_FIELDS * num_rows + 5), num_rows)
+        rows = DecodeRows.allocate(num_rows, width, torch.device("meta"))
+        decode_rows.fill_decode_rows(deltas, ints(64, width), empty(num_rows, dtype=torch.int64), rows, block_size=16)
     places = rotary.TokenPlaces(empty(3, 1, 128), empty(3, 1, 128), empty(3, dtype=torch.int64))
     for kv_dtype, head_norm in ((half, None), (fp8, rotary.HeadNorm(empty(40, 128), 1e-6)), (torch.float8_e5m2, None)):
         kv = PagedKV(*(empty(9, 16, 8, 128, dtype=kv_dtype) for _ in range(2)))
@@ -138,3 +144,4 @@ if __name__ == "__main__":
     # Their sizes come from requests, which must not wait for a compiler.
     assert len(sampler._collect_largest.forms) == 2, "one with masks and one without"
     assert len(sampler._count_tokens.forms) == 1
+    assert len(decode_rows._fill_rows.forms) == 1, "for all sizes of batches and tables"
