@@ -8,11 +8,17 @@ import pytest
 import torch
 import torch.multiprocessing
 from models.driver import CPU, Driver, load
+from models.test_file_copies import Direct
+from text_gen_server import file_copies
 from text_gen_server.config import load_model_config
 from text_gen_server.distributed import TensorParallel
+from text_gen_server.file_copies import RoundedRows, copy_in_threads
+from text_gen_server.layers.placement import Placement
+from text_gen_server.layers.weight import FullWeight, make_weight
+from text_gen_server.models import loader
 from text_gen_server.ops import choose
 from text_gen_server.ops.choose import choose_ops
-from text_gen_server.ops.fp8 import Fp8Linear, PlainFp8Math, ScaledMatrixMath, fits, quantize_weight
+from text_gen_server.ops.fp8 import Fp8Linear, PlainFp8Math, ScaledMatrixMath, fits
 from text_gen_server.ops.interface import Fp8Weight
 from text_gen_server.ops.pytorch import PyTorchOps
 from text_gen_server.ops.triton import TritonOps
@@ -45,6 +51,10 @@ class ExactMath(PlainFp8Math):
     def quantize(self, rows: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
         self.input_scales.append(None if scale is None else scale.item())
         return rows, torch.ones(len(rows), 1)
+
+
+def rounded(weight: Tensor) -> Fp8Weight:
+    return Fp8Weight(*fp8_ops(rounds=True).round_rows(weight), None)
 
 
 def fp8_ops(*, rounds: bool = False) -> TritonOps:
@@ -120,8 +130,7 @@ def test_weights_rounded_when_loaded_stay_near_float32(family: str, config: dict
 def test_a_product_of_rounded_numbers_is_near_the_exact_one() -> None:
     torch.manual_seed(0)
     hidden, weight, bias = torch.randn(5, 256), torch.randn(64, 256) * torch.logspace(-4, 2, 64).unsqueeze(1), torch.randn(64)
-    math = PlainFp8Math(F32)
-    found = Fp8Linear(math, quantize_weight(math, weight), bias)(hidden)
+    found = Fp8Linear(PlainFp8Math(F32), rounded(weight), bias)(hidden)
     expected = torch.nn.functional.linear(hidden, weight, bias)
     # Three bits behind the leading one: each number is off by at most a sixteenth, and by a third of that in the mean.
     error = (found - expected).abs().mean(0) / weight.norm(dim=1)
@@ -279,21 +288,68 @@ def test_the_product_of_a_gpu_gets_what_it_demands() -> None:
 
 
 def test_the_product_of_a_gpu_is_the_plain_one() -> None:
-    """PyTorch has it on a CPU as well, where it sums in float32."""
+    """PyTorch 2.12 and newer have it on a CPU as well, where it sums in float32."""
     torch.manual_seed(0)
     math = PlainFp8Math(torch.bfloat16)
-    weight = quantize_weight(math, torch.randn(48, 64))
+    try:
+        on_cpu = ScaledMatrixMath(CPU)
+    except ValueError as error:
+        if "only supports per-tensor scaling for CPU" not in str(error):
+            raise
+        pytest.skip(f"PyTorch {torch.__version__} has no such product on a CPU")
+    weight = rounded(torch.randn(48, 64))
     values, scales = math.quantize(torch.randn(7, 64), None)
     bias = torch.randn(48).to(torch.bfloat16)
-    found = ScaledMatrixMath(CPU).multiply(values, scales, weight, bias)
+    found = on_cpu.multiply(values, scales, weight, bias)
     torch.testing.assert_close(found, math.multiply(values, scales, weight, bias), atol=0.1, rtol=0.02)
 
 
 @pytest.mark.parametrize("shape", [(40, 64), (64, 40)])
 def test_a_weight_of_odd_size_stays_in_full_precision(shape: tuple[int, int]) -> None:
     weight, hidden = torch.randn(shape), torch.randn(3, shape[1])
-    assert not fits(weight)
-    assert torch.equal(fp8_ops(rounds=True).linear(weight, None)(hidden), hidden @ weight.t())
-    rounded = quantize_weight(PlainFp8Math(F32), weight)
-    expected = hidden @ (rounded.values.float() * rounded.scales.unsqueeze(1)).t()
-    torch.testing.assert_close(fp8_ops().fp8_linear(rounded, None)(hidden), expected)
+    assert not fits(*shape)
+    placement = Placement(TensorParallel.single(), F32, CPU, fp8_ops(rounds=True))
+    assert isinstance(make_weight(["odd"], *shape, placement), FullWeight)
+    in_fp8 = rounded(weight)
+    expected = hidden @ (in_fp8.values.float() * in_fp8.scales.unsqueeze(1)).t()
+    torch.testing.assert_close(fp8_ops().fp8_linear(in_fp8, None)(hidden), expected)
+
+
+def test_rows_that_are_rounded_as_they_arrive_are_those_of_the_whole_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In pieces, by several threads, from a part of a wider tensor, to a part of a merged one."""
+    monkeypatch.setattr(file_copies, "PIECE_BYTES", 64 * 4 * 5)
+    sources = [torch.randn(40, 96)[:, 32:], torch.randn(24, 64).to(torch.float16)]
+    seen: list[int] = []
+
+    def round_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append(rows.nbytes)
+        return fp8_ops(rounds=True).round_rows(rows)
+
+    whole = RoundedRows(torch.empty(64, 64, dtype=torch.float8_e4m3fn), torch.empty(64), round_rows)
+    targets = [whole.part(slice(40)), whole.part(slice(40, 64))]
+    copy_in_threads(zip(sources, targets, strict=True), lambda: Direct([]), num_threads=3)
+    expected = [rounded(source) for source in sources]
+    assert torch.equal(whole.values.float(), torch.cat([weight.values for weight in expected]).float())
+    assert torch.equal(whole.scales, torch.cat([weight.scales for weight in expected]))
+    assert max(seen) <= 64 * 4 * 5, "no more than a piece is on the device in full precision"
+
+
+def test_no_linear_weight_is_in_full_precision_while_a_model_is_rounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a layer holds before it is loaded is in fp8 already; the vocabulary stays as it is."""
+    folder = write_model(tmp_path, "qwen3", **SMALL)
+    held: dict[str, Any] = {}
+    load_weights = loader.load_weights
+
+    def look(folder: Path, wanted: Any, **options: Any) -> None:
+        tensors = list(wanted)
+        held.update({tensor.name: tensor.target for tensor in tensors})
+        load_weights(folder, tensors, **options)
+
+    monkeypatch.setattr(loader, "load_weights", look)
+    logits_of(folder, fp8_ops(rounds=True))
+    linear = {name: target for name, target in held.items() if "_proj" in name}
+    assert len(linear) == 2 * 7
+    assert all(isinstance(target, RoundedRows) for target in linear.values())
+    assert all(isinstance(held[name], Tensor) for name in held.keys() - linear.keys())

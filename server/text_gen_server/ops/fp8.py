@@ -23,7 +23,7 @@ class Fp8Math(Protocol):
     """How numbers are rounded and multiplied."""
 
     def quantize(self, rows: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
-        """See `triton_kernels.quantize.quantize_rows`."""
+        """See `triton_kernels.quantize.quantize_rows`. Of activations, and of weights when they are read."""
 
     def multiply(self, values: Tensor, scales: Tensor, weight: Fp8Weight, bias: Tensor | None) -> Tensor:
         """values: [T, in] float8_e4m3fn; scales: [T, 1] float32; bias: [out] -> [T, out]"""
@@ -78,7 +78,7 @@ class Fp8Linear:
     """See `Linear`."""
 
     def __init__(self, math: Fp8Math, weight: Fp8Weight, bias: Tensor | None) -> None:
-        assert fits(weight.values), "the sizes were looked at before"
+        assert fits(*weight.values.shape), "the sizes were looked at before"
         self.math = math
         self.weight = weight
         self.bias = bias
@@ -88,15 +88,9 @@ class Fp8Linear:
         return self.math.multiply(values, scales, self.weight, self.bias)
 
 
-def fits(weight: Tensor) -> bool:
+def fits(num_rows: int, in_features: int) -> bool:
     """Whether the matrix units can multiply by a weight of this shape."""
-    return all(size % SIZE_MULTIPLE == 0 for size in weight.shape)
-
-
-def quantize_weight(math: Fp8Math, weight: Tensor) -> Fp8Weight:
-    """Rounds a weight, [out, in]; activations get scales of their own."""
-    values, scales = math.quantize(weight, None)
-    return Fp8Weight(values, scales.squeeze(1), None)
+    return num_rows % SIZE_MULTIPLE == 0 and in_features % SIZE_MULTIPLE == 0
 
 
 def dequantize_weight(weight: Fp8Weight, dtype: torch.dtype) -> Tensor:

@@ -75,7 +75,7 @@ class HeadNorm:
 
 @dataclass(frozen=True)
 class Fp8Weight:
-    """A weight that the checkpoint has in eight bits: a row stands for its numbers times its scale."""
+    """A weight in eight bits: a row stands for its numbers times its scale."""
 
     values: Tensor  # [out, in] float8_e4m3fn
     scales: Tensor  # [out] float32
@@ -128,6 +128,12 @@ class Ops(Protocol):
 @runtime_checkable
 class Fp8Ops(Ops, Protocol):
     """Operations that multiply in fp8, for which they round activations on their way in, and that keep K/V in fp8."""
+
+    def rounds(self, num_rows: int, in_features: int) -> bool:
+        """Whether a weight of this shape in full precision is rounded to fp8 as it is read."""
+
+    def round_rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """[n, in] -> values and scales as `Fp8Weight` has them. May be called by several threads at once."""
 
     def fp8_linear(self, weight: Fp8Weight, bias: Tensor | None) -> Linear:
         """bias: [out]"""
