@@ -22,7 +22,7 @@ from triton.runtime.jit import JITFunction
 TARGET = GPUTarget("cuda", 90, 32)
 SHARED_MEMORY_BYTES = 227 * 1024  # of a program on Hopper
 KERNELS: dict[ModuleType, tuple[str, ...]] = {
-    activation: ("_silu_mul",),
+    activation: ("_silu_mul", "_silu_mul_fp8"),
     decode_rows: ("_fill_rows",),
     norm: ("_add_rms_norm",),
     paged_attention: ("_attend_tile", "_join_splits"),
@@ -115,7 +115,11 @@ def everything() -> None:
     attention(256, 16, 100, torch.float16, torch.float16)
     norm.add_rms_norm(empty(3, 4096), empty(3, 4096), empty(4096), 1e-5)
     norm.rms_norm(empty(3, 65536), empty(65536), 1e-5)
+    norm.add_rms_norm_fp8(empty(3, 4096), empty(3, 4096), empty(4096), 1e-5, None)
+    norm.add_rms_norm_fp8(empty(3, 8192), None, empty(8192), 1e-5, empty(dtype=torch.float32))
     activation.silu_mul(empty(3, 28672))
+    activation.silu_mul_fp8(empty(3, 28672), None)
+    activation.silu_mul_fp8(empty(3, 57344), empty(dtype=torch.float32))
     quantize.quantize_rows(empty(3, 4096))
     quantize.quantize_rows(empty(3, 28672), empty(dtype=torch.float32))
     for num_rows, width in ((1, 1), (32, 8192), (33, 16)):

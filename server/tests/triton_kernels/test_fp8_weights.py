@@ -18,11 +18,12 @@ from text_gen_server.layers.weight import FullWeight, make_weight
 from text_gen_server.models import loader
 from text_gen_server.ops import choose
 from text_gen_server.ops.choose import choose_ops
-from text_gen_server.ops.fp8 import Fp8Linear, PlainFp8Math, ScaledMatrixMath, fits
+from text_gen_server.ops.fp8 import Fp8Linear, Fp8Rows, PlainFp8Math, ScaledMatrixMath, fits
 from text_gen_server.ops.interface import Fp8Weight
 from text_gen_server.ops.pytorch import PyTorchOps
 from text_gen_server.ops.triton import TritonOps
-from text_gen_server.triton_kernels import plain
+from text_gen_server.triton_kernels import norm, plain
+from text_gen_server.triton_kernels.activation import silu_mul, silu_mul_fp8
 from text_gen_server.triton_kernels.quantize import quantize_rows
 from tiny_models import write_model
 from torch import Tensor
@@ -99,9 +100,106 @@ def test_a_row_that_is_not_finite_stays_so_and_leaves_the_others(function: Any, 
     rows[1, 3], rows[2, 30] = float("nan"), -float("inf")
     values, scales = function(rows, None if given is None else torch.tensor(given))
     product = PlainFp8Math(F32).multiply(
-        values, scales, Fp8Weight(torch.ones(16, 32).to(values.dtype), torch.ones(16), None), None
+        Fp8Rows(values, scales), Fp8Weight(torch.ones(16, 32).to(values.dtype), torch.ones(16), None), None
     )
     assert product.isfinite().all(1).tolist() == [True, False, False, True]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("given", [None, 0.02])
+@pytest.mark.parametrize(("num_tokens", "size"), [(0, 64), (1, 16), (5, 100), (3, 4096)])
+def test_a_kernel_that_rounds_what_it_writes_gives_what_two_give(
+    num_tokens: int, size: int, given: float | None, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    scale = None if given is None else torch.tensor(given)
+    wide = (torch.randn(num_tokens, 2 * size + 8) * 3).to(dtype)
+    hidden, gate_up = wide[:, :size], wide[:, : 2 * size]
+    residual, weight = (torch.randn(num_tokens, size)).to(dtype), torch.randn(size).to(dtype)
+    own = residual.clone()
+    found = norm.add_rms_norm_fp8(hidden, own, weight, 1e-5, scale)
+    assert_same_rows(found, quantize_rows(norm.add_rms_norm(hidden, residual, weight, 1e-5), scale))
+    assert torch.equal(own, residual), "the sum is the residual of the next layer"
+    before = wide.clone()
+    found = norm.add_rms_norm_fp8(hidden, None, weight, 1e-5, scale)
+    assert_same_rows(found, quantize_rows(norm.rms_norm(hidden, weight, 1e-5), scale))
+    assert_same_rows(silu_mul_fp8(gate_up, scale), quantize_rows(silu_mul(gate_up), scale))
+    assert torch.equal(wide, before)
+
+
+def assert_same_rows(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None:
+    assert torch.equal(found[0].view(torch.uint8), expected[0].view(torch.uint8))
+    assert torch.equal(found[1], expected[1])
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered", "ignore:All-NaN slice")
+def test_a_row_that_is_not_finite_is_told_by_the_kernels_that_round_what_they_write() -> None:
+    hidden = torch.ones(4, 32)
+    hidden[1, 3], hidden[2, 7] = float("nan"), float("inf")
+    for _, scales in (norm.add_rms_norm_fp8(hidden, None, torch.ones(32), 1e-5, None), silu_mul_fp8(hidden, None)):
+        assert scales.isfinite().flatten().tolist() == [True, False, False, True]
+
+
+class CountingMath(PlainFp8Math):
+    """Notes who rounds."""
+
+    def __init__(self) -> None:
+        super().__init__(F32)
+        self.calls: list[str] = []
+
+    def quantize(self, rows: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+        self.calls.append("alone")
+        return plain.quantize_rows(rows, scale)
+
+    def add_rms_norm(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+        self.calls.append("norm")
+        return plain.quantize_rows(plain.add_rms_norm(*arguments[:-1]), arguments[-1])
+
+    def silu_mul(self, gate_up: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+        self.calls.append("silu")
+        return plain.quantize_rows(plain.silu_mul(gate_up), scale)
+
+
+def test_only_what_attention_writes_is_rounded_by_a_launch_of_its_own(tmp_path: Path) -> None:
+    write_fp8_model(tmp_path, "qwen3", FORMATS["channels, dynamic"], **SMALL)
+    math = CountingMath()
+    model, config = load(tmp_path, attention="reference", ops=TritonOps(F32, fp8_math=math))
+    Driver(model, config).compute(PROMPT)
+    assert math.calls == ["norm", "alone", "norm", "silu"] * 2
+
+
+class OneLaunch(PlainFp8Math):
+    """As a GPU rounds: the kernels that write activations do it."""
+
+    def quantize(self, rows: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+        return quantize_rows(rows, scale)
+
+    def add_rms_norm(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+        return norm.add_rms_norm_fp8(*arguments)
+
+    def silu_mul(self, gate_up: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+        return silu_mul_fp8(gate_up, scale)
+
+
+class TwoLaunches(OneLaunch):
+    def add_rms_norm(
+        self, hidden: Tensor, residual: Tensor | None, weight: Tensor, epsilon: float, scale: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        written = norm.rms_norm(hidden, weight, epsilon)
+        if residual is not None:
+            written = norm.add_rms_norm(hidden, residual, weight, epsilon)
+        return quantize_rows(written, scale)
+
+    def silu_mul(self, gate_up: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+        return quantize_rows(silu_mul(gate_up), scale)
+
+
+@pytest.mark.parametrize("name", ["channels, dynamic", "tensors, static"])
+def test_a_whole_model_does_not_change_with_who_rounds(name: str, tmp_path: Path) -> None:
+    write_fp8_model(tmp_path, "llama", FORMATS[name], **SMALL)
+    one, two = (logits_of(tmp_path, TritonOps(F32, fp8_math=math)) for math in (OneLaunch(F32), TwoLaunches(F32)))
+    assert one is not None
+    assert torch.equal(one, two)
 
 
 def test_rows_may_be_part_of_a_wider_tensor() -> None:
@@ -283,7 +381,7 @@ def test_the_product_of_a_gpu_gets_what_it_demands() -> None:
             values = torch.empty(num_tokens, 64, dtype=torch.float8_e4m3fn, device="cuda")
             scales = torch.empty(num_tokens, 1, device="cuda")
             weight = Fp8Weight(torch.empty(48, 64, dtype=values.dtype, device="cuda"), torch.empty(48, device="cuda"), None)
-            product = math.multiply(values, scales, weight, torch.empty(48, dtype=torch.bfloat16, device="cuda"))
+            product = math.multiply(Fp8Rows(values, scales), weight, torch.empty(48, dtype=torch.bfloat16, device="cuda"))
             assert (product.shape, product.dtype) == ((num_tokens, 48), torch.bfloat16)
 
 
@@ -298,10 +396,10 @@ def test_the_product_of_a_gpu_is_the_plain_one() -> None:
             raise
         pytest.skip(f"PyTorch {torch.__version__} has no such product on a CPU")
     weight = rounded(torch.randn(48, 64))
-    values, scales = math.quantize(torch.randn(7, 64), None)
+    rows = Fp8Rows(*math.quantize(torch.randn(7, 64), None))
     bias = torch.randn(48).to(torch.bfloat16)
-    found = on_cpu.multiply(values, scales, weight, bias)
-    torch.testing.assert_close(found, math.multiply(values, scales, weight, bias), atol=0.1, rtol=0.02)
+    found = on_cpu.multiply(rows, weight, bias)
+    torch.testing.assert_close(found, math.multiply(rows, weight, bias), atol=0.1, rtol=0.02)
 
 
 @pytest.mark.parametrize("shape", [(40, 64), (64, 40)])

@@ -27,7 +27,7 @@ class LinearWeight(Protocol):
 
     def linear(self, bias: Tensor | None) -> Linear: ...
 
-    def gated(self, bias: Tensor | None) -> Linear: ...
+    def gated(self, bias: Tensor | None, reader: Linear) -> Linear: ...
 
 
 def make_weight(names: Iterable[str], num_rows: int, in_features: int, placement: Placement) -> LinearWeight:
@@ -58,8 +58,8 @@ class FullWeight:
     def linear(self, bias: Tensor | None) -> Linear:
         return self.ops.linear(self.values, bias)
 
-    def gated(self, bias: Tensor | None) -> Linear:
-        return self.ops.gated(self.values, bias)
+    def gated(self, bias: Tensor | None, reader: Linear) -> Linear:
+        return self.ops.gated(self.values, bias, reader)
 
 
 class RoundedFp8Weight:
@@ -78,8 +78,8 @@ class RoundedFp8Weight:
     def linear(self, bias: Tensor | None) -> Linear:
         return self.ops.fp8_linear(self._weight(), bias)
 
-    def gated(self, bias: Tensor | None) -> Linear:
-        return self.ops.fp8_gated(self._weight(), bias)
+    def gated(self, bias: Tensor | None, reader: Linear) -> Linear:
+        return self.ops.fp8_gated(self._weight(), bias, reader)
 
     def _weight(self) -> Fp8Weight:
         return Fp8Weight(self.rows.values, self.rows.scales, None)
@@ -107,8 +107,8 @@ class CheckpointFp8Weight:
     def linear(self, bias: Tensor | None) -> Linear:
         return self.ops.fp8_linear(self._weight(), bias)
 
-    def gated(self, bias: Tensor | None) -> Linear:
-        return self.ops.fp8_gated(self._weight(), bias)
+    def gated(self, bias: Tensor | None, reader: Linear) -> Linear:
+        return self.ops.fp8_gated(self._weight(), bias, reader)
 
     def _weight(self) -> Fp8Weight:
         # Merged layers read their input once, so it is divided by the scale that suits all of them.

@@ -8,7 +8,7 @@ after loading, and answers with what multiplies by it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,13 +21,17 @@ if TYPE_CHECKING:
     from text_gen_server.sampling.summary import Summary
 
 
+# [T, size] from one operation to another: a tensor, or whatever else the reader told the writer. Models only pass it on.
+Written: TypeAlias = Any
+
+
 class Linear(Protocol):
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """hidden: [T, in] -> [T, out]"""
+    def __call__(self, hidden: Written) -> Written:
+        """hidden: [T, in] -> [T, out], a tensor unless the layer was told who reads it"""
 
 
 class Norm(Protocol):
-    def __call__(self, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+    def __call__(self, hidden: Tensor, residual: Tensor | None) -> tuple[Written, Tensor]:
         """Adds `hidden` to the residual stream and normalizes the sum.
 
         hidden: [T, size], may become the residual
@@ -93,11 +97,14 @@ class Ops(Protocol):
     def linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
         """weight: [out, in]; bias: [out]"""
 
-    def gated(self, weight: Tensor, bias: Tensor | None) -> Linear:
-        """Computes silu(gate) * up. weight: [2 * out, in], gate rows first; bias: [2 * out]"""
+    def gated(self, weight: Tensor, bias: Tensor | None, reader: Linear) -> Linear:
+        """Computes silu(gate) * up, for one that reads it. weight: [2 * out, in], gate rows first; bias: [2 * out]"""
 
-    def norm(self, weight: Tensor, epsilon: float) -> Norm:
-        """x / sqrt(mean(x^2) + epsilon) * weight, over the last dimension. weight: [size]"""
+    def norm(self, weight: Tensor, epsilon: float, reader: Linear | None) -> Norm:
+        """x / sqrt(mean(x^2) + epsilon) * weight, over the last dimension. weight: [size]
+
+        reader: the only one of what is normalized; None: it stays a tensor
+        """
 
     def vocabulary(self, weight: Tensor) -> Vocabulary:
         """weight: [rows, hidden]"""
@@ -138,7 +145,7 @@ class Fp8Ops(Ops, Protocol):
     def fp8_linear(self, weight: Fp8Weight, bias: Tensor | None) -> Linear:
         """bias: [out]"""
 
-    def fp8_gated(self, weight: Fp8Weight, bias: Tensor | None) -> Linear:
+    def fp8_gated(self, weight: Fp8Weight, bias: Tensor | None, reader: Linear) -> Linear:
         """As `gated`, with a weight in fp8."""
 
     def rotate_and_write_fp8(

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from text_gen_server.fp8_config import KVScales
     from text_gen_server.ops.fp8 import Fp8Math
-    from text_gen_server.ops.interface import CosSin, Fp8Weight, Linear, Norm, Rotation, StepPositions, Vocabulary
+    from text_gen_server.ops.interface import CosSin, Fp8Weight, Linear, Norm, Rotation, StepPositions, Vocabulary, Written
     from text_gen_server.sampling.processors import SamplingRow
     from text_gen_server.sampling.summary import Summary
 
@@ -51,8 +51,8 @@ class TritonOps:
     def linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
         return partial(F.linear, weight=weight, bias=bias)
 
-    def gated(self, weight: Tensor, bias: Tensor | None) -> Linear:
-        return _gated(self.linear(weight, bias))
+    def gated(self, weight: Tensor, bias: Tensor | None, reader: Linear) -> Linear:
+        return GatedLinear(self.linear(weight, bias), reader)
 
     def rounds(self, num_rows: int, in_features: int) -> bool:
         return self.rounds_to_fp8 and fp8.fits(num_rows, in_features)
@@ -69,10 +69,15 @@ class TritonOps:
             return fp8.Fp8Linear(self.fp8_math, weight, bias)
         return partial(F.linear, weight=fp8.dequantize_weight(weight, self.activation_dtype), bias=bias)
 
-    def fp8_gated(self, weight: Fp8Weight, bias: Tensor | None) -> Linear:
-        return _gated(self.fp8_linear(weight, bias))
+    def fp8_gated(self, weight: Fp8Weight, bias: Tensor | None, reader: Linear) -> Linear:
+        return GatedLinear(self.fp8_linear(weight, bias), reader)
 
-    def norm(self, weight: Tensor, epsilon: float) -> Norm:
+    def norm(self, weight: Tensor, epsilon: float, reader: Linear | None) -> Norm:
+        if isinstance(reader, GatedLinear):
+            reader = reader.linear
+        if isinstance(reader, fp8.Fp8Linear):
+            return reader.norm(weight, epsilon)
+
         def normalize(hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
             if residual is None:
                 return rms_norm(hidden, weight, epsilon), hidden
@@ -106,13 +111,15 @@ class TritonOps:
         return sampler.draw(logits, rows)
 
 
-def _gated(multiply: Linear) -> Linear:
-    """silu(gate) * up of what `multiply` gives, in which the gates come first."""
+class GatedLinear:
+    """See `Linear`. silu(gate) * up of what `linear` gives, in which the gates come first, as `reader` wants it."""
 
-    def gate_up(hidden: Tensor) -> Tensor:
-        return silu_mul(multiply(hidden))
+    def __init__(self, linear: Linear, reader: Linear) -> None:
+        self.linear = linear
+        self.activate = reader.silu_mul if isinstance(reader, fp8.Fp8Linear) else silu_mul
 
-    return gate_up
+    def __call__(self, hidden: Written) -> Written:
+        return self.activate(self.linear(hidden))
 
 
 def _as_block(key_slots: Tensor, value_slots: Tensor, scales: KVScales | None = None) -> PagedKV:

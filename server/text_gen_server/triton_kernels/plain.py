@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from text_gen_server.triton_kernels.rotary import HeadNorm, TokenPlaces
 
 
-def add_rms_norm(hidden: Tensor, residual: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+def add_rms_norm(hidden: Tensor, residual: Tensor | None, weight: Tensor, epsilon: float) -> Tensor:
     """See `norm.add_rms_norm`."""
-    return rms_norm(residual.add_(hidden), weight, epsilon)
+    return rms_norm(hidden if residual is None else residual.add_(hidden), weight, epsilon)
 
 
 def rms_norm(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
