@@ -138,7 +138,8 @@ def everything() -> None:
             sampler.most_likely(logits, count, allowed)
     longs = empty(3, dtype=torch.int64)
     for longest in (1, 96, 100):
-        counts = sampler.count_tokens(empty(3, longest, dtype=torch.int64), longs, longs, 128256)
+        token_ids = empty(3 * longest, dtype=torch.int64)
+        counts = sampler.count_tokens(token_ids, longs, longs, longest=longest, vocab_size=128256)
     sampler.penalize_(logits, longs, counts, empty(3, 3, dtype=torch.float32))
 
 
