@@ -111,6 +111,7 @@ class PinnedStage:
     """See `Stage`: through buffers in page-locked memory, on a stream of its own."""
 
     def __init__(self, device: torch.device) -> None:
+        torch.cuda.set_device(device)  # a new thread has the first one, and Triton launches on that of its thread
         self.device = device
         self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self.buffers = [torch.empty(PIECE_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(NUM_BUFFERS)]

@@ -38,7 +38,7 @@ from text_gen_server.runner import PROMPT_LOGITS_BYTES, Runner
 from text_gen_server.sampling.choose import choose_sampler
 from text_gen_server.step_inputs import choose_inputs
 from text_gen_server.transfers import choose_transfers
-from text_gen_server.warm_up import EVERYTHING, USUAL, run_step
+from text_gen_server.warm_up import EVERYTHING, PROMPT_LOGPROBS, USUAL, run_step
 from text_gen_server.weights import read_kv_scales
 
 log = logging.getLogger("text_gen_server")
@@ -231,8 +231,9 @@ class Shard:
         return cpu_budget(activation_bytes=bound + PROMPT_LOGITS_BYTES, num_ranks=self.options.world_size)
 
     def _measure_steps(self, limits: PlanLimits) -> tuple[int, int]:
-        """Most memory that a step takes beside weights and KV cache (all its tokens, and in every row whatever a request may
-        ask of a sampler), holes that the allocator leaves included; and what graphs keep. In bytes.
+        """Most memory that a step takes beside weights and KV cache, holes that the allocator leaves included; and what graphs
+        keep. In bytes. The worst steps have all their tokens, and ask in every row whatever a request may ask of a sampler, or
+        of one prompt all log-probabilities.
         """
         num_blocks = -(-limits.max_step_tokens // limits.block_size) + limits.max_batch_size
         runner = self._new_runner(limits, num_blocks)
@@ -240,8 +241,9 @@ class Shard:
         before = torch.cuda.memory_reserved(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
         run_step(runner, num_tokens=limits.max_step_tokens, sampling=EVERYTHING, masked=True)
+        run_step(runner, num_tokens=limits.max_step_tokens, sampling=PROMPT_LOGPROBS, most_sequences=1)
         peak_bytes = torch.cuda.max_memory_reserved(self.device) - before
-        activation_bytes = peak_bytes + PROMPT_LOGITS_BYTES + runner.inputs.num_bytes
+        activation_bytes = peak_bytes + runner.inputs.num_bytes
         if not isinstance(runner.model, GraphedModel):
             return activation_bytes, 0
         with torch.inference_mode():

@@ -17,7 +17,7 @@ from text_gen_server.sampling import fused
 from text_gen_server.sampling.processors import SamplingRow
 from text_gen_server.sampling.sampler import Samples
 from text_gen_server.shard import PrepareParameters, Shard, ShardOptions
-from text_gen_server.warm_up import EVERYTHING, run_step
+from text_gen_server.warm_up import EVERYTHING, PROMPT_LOGPROBS, run_step
 from tiny_models import write_model
 
 LIMITS = PrepareParameters(max_batch_prefill_tokens=32, max_batch_size=4, max_total_tokens=64)
@@ -80,7 +80,7 @@ def test_the_kv_cache_is_sized_from_what_the_worst_step_and_the_graphs_leave(
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
     shard = make_shard(folder, (1, 2, 4))
     activation_bytes, graph_bytes = shard._measure_steps(shard._plan_limits(LIMITS))
-    assert activation_bytes == 20 * MIB + shard_module.PROMPT_LOGITS_BYTES
+    assert activation_bytes == 20 * MIB
     assert 0 <= graph_bytes - (10 * MIB + 2 * LEAST_GRAPH_BYTES) < MIB
 
 
@@ -103,6 +103,22 @@ def test_the_worst_step_has_all_tokens_and_asks_everything_of_every_row(folder: 
     defaults = SamplingParameters()
     left_out = {field.name for field in fields(defaults) if getattr(EVERYTHING, field.name) == getattr(defaults, field.name)}
     assert left_out == {"seed", "prompt_logprobs"}, "what a step may be asked for is asked for"
+
+
+def test_one_prompt_as_long_as_a_step_gives_all_its_log_probabilities(folder: Path) -> None:
+    shard = make_shard(folder, None)
+    shard.prepare(LIMITS)
+    assert shard.runner is not None
+    seen: list[int] = []
+    logits = shard.runner.model.logits
+
+    def remember(hidden: torch.Tensor) -> torch.Tensor | None:
+        seen.append(len(hidden))
+        return logits(hidden)
+
+    shard.runner.model.logits = remember  # type: ignore[method-assign]
+    run_step(shard.runner, num_tokens=36, sampling=PROMPT_LOGPROBS, most_sequences=1)
+    assert seen == [35, 1], "those of the prompt, and those of the token that is sampled"
 
 
 def test_the_thread_of_the_model_takes_the_device_of_its_rank(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
