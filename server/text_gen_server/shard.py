@@ -139,6 +139,7 @@ class Shard:
         if self._prepared is not None:
             assert self._prepared[0] == parameters, "the caller refuses another preparation"
             return self._prepared[1]
+        self._fit_attention(parameters.block_size)
         limits = self._plan_limits(parameters)
         size = self._agree_on_size(parameters, limits)
         log.info("KV cache: %s", size.arithmetic)
@@ -153,6 +154,16 @@ class Shard:
             run_step(self.runner, num_tokens=1, sampling=USUAL)  # a decode, whose inputs have a kernel of their own
         self._prepared = (parameters, size)
         return size
+
+    def _fit_attention(self, block_size: int) -> None:
+        """What was chosen may not read blocks of the size that the router wants, where it wants one (0: it does not)."""
+        chosen = choose_attention(
+            self.options.attention, device=self.device, dtype=self.kv_dtype, config=self.config, block_size=block_size or None
+        )
+        if chosen.name != self.attention.name:
+            log.warning("attention %s for blocks of %d tokens, not %s", chosen.name, block_size, self.attention.name)
+            self.attention = self.model.attention = chosen
+            self._make_capture = choose_capture(self.device, chosen.name)
 
     def _capture_graphs(self, graphed: GraphedModel) -> None:
         started = time.monotonic()

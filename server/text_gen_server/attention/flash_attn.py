@@ -66,10 +66,7 @@ class FlashAttention:
 def check_block_size(name: str, kv_cache: KVCache) -> None:
     """ValueError for a block size that the kernels refuse."""
     if kv_cache.block_size % BLOCK_MULTIPLE != 0:
-        raise ValueError(
-            f"attention {name!r} needs a block size that {BLOCK_MULTIPLE} divides, not {kv_cache.block_size}; "
-            "leave it out, or use --attention triton"
-        )
+        raise ValueError(f"attention {name!r} needs a block size that {BLOCK_MULTIPLE} divides, not {kv_cache.block_size}")
 
 
 class PreparedFlash:
