@@ -86,6 +86,7 @@ class Shard:
         self.config = config
         self.fingerprint = model_fingerprint(options.model_dir)
         self.device = _choose_device(options)
+        self.is_gpu = self.device.type == "cuda"  # with memory of its own, and kernels that are compiled when first launched
         self.dtype = _choose_dtype(options, config, self.device)
         self.ops = choose_ops(
             dtype=self.dtype,
@@ -146,11 +147,11 @@ class Shard:
         self.runner = self._new_runner(limits, size.num_blocks)
         self._compile_kernels(self.runner.kv_cache)
         num_tokens = min(8, limits.max_step_tokens, limits.max_total_tokens, size.num_tokens)
-        for sampling in (USUAL, EVERYTHING) if self.device.type == "cuda" else (USUAL,):
+        for sampling in (USUAL, EVERYTHING) if self.is_gpu else (USUAL,):
             run_step(self.runner, num_tokens=num_tokens, sampling=sampling)
         if isinstance(self.runner.model, GraphedModel):
             self._capture_graphs(self.runner.model)
-        if self.device.type == "cuda":
+        if self.is_gpu:
             run_step(self.runner, num_tokens=1, sampling=USUAL)  # a decode, whose inputs have a kernel of their own
         self._prepared = (parameters, size)
         return size
@@ -173,7 +174,7 @@ class Shard:
 
     def _compile_kernels(self, kv_cache: KVCache) -> None:
         """So that no request waits for a compiler. The other kernels have a form or two, which the first steps compile."""
-        if self.device.type == "cuda" and isinstance(self.attention, CompiledAttention):
+        if self.is_gpu and isinstance(self.attention, CompiledAttention):
             heads = self.tensor_parallel.split(self.config.num_heads, "attention heads")
             num_heads = heads.stop - heads.start
             self.attention.compile_kernels(kv_cache, num_heads=num_heads, dtype=self.ops.activation_dtype)
@@ -228,7 +229,7 @@ class Shard:
         )
 
     def _memory_budget(self, limits: PlanLimits) -> MemoryBudget:
-        if self.device.type == "cuda":
+        if self.is_gpu:
             activation_bytes, graph_bytes = self._measure_steps(limits)
             return cuda_budget(
                 activation_bytes=activation_bytes,
