@@ -258,22 +258,24 @@ def test_layers_that_are_merged_read_their_input_with_the_largest_of_their_scale
     assert output == gate_up == down == pytest.approx(INPUT_SCALE)
 
 
-def _run_rank(rank: int, folders: list[Path], work: Path) -> None:
+def _run_rank(rank: int, folders: list[Path], full: Path, work: Path) -> None:
     torch.set_num_threads(1)
     parallel = TensorParallel.init(rank=rank, world_size=2, rendezvous=work / "rendezvous", device=CPU)
     results = [logits_of(folder, TritonOps(F32, fp8_math=ExactMath()), parallel) for folder in folders]
-    torch.save(results, work / f"rank{rank}.pt")
+    torch.save([*results, logits_of(full, fp8_ops(rounds=True), parallel)], work / f"rank{rank}.pt")
 
 
-def test_two_ranks_read_their_parts_of_weights_and_scales(tmp_path: Path) -> None:
+def test_two_ranks_read_their_parts_of_weights_and_scales_and_round_theirs(tmp_path: Path) -> None:
     formats = ("tensors, static", "channels, dynamic")
     folders = [tmp_path / str(n) for n in range(len(formats))]
     for folder, name in zip(folders, formats, strict=True):
         write_fp8_model(folder, "llama", FORMATS[name], **SMALL, attention_bias=True)
-    torch.multiprocessing.spawn(_run_rank, (folders, tmp_path), nprocs=2)
-    results = torch.load(tmp_path / "rank0.pt")
+    full = write_model(tmp_path / "full", "qwen3", **SMALL, num_key_value_heads=1)
+    torch.multiprocessing.spawn(_run_rank, (folders, full, tmp_path), nprocs=2)
+    *results, rounded_when_read = torch.load(tmp_path / "rank0.pt")
     for folder, found in zip(folders, results, strict=True):
         torch.testing.assert_close(found, logits_of(folder, TritonOps(F32, fp8_math=ExactMath())), atol=1e-3, rtol=1e-3)
+    assert 1e-6 < divergence(rounded_when_read, logits_of(full, PyTorchOps(F32))) < 0.05
 
 
 def test_layers_named_in_full_precision_are_read_so(tmp_path: Path) -> None:
