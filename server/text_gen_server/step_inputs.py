@@ -1,5 +1,5 @@
-"""Where the inputs of a step are made: on the host, or for decode steps on the device, which keeps the block table of every
-sequence that decodes. Both make the same. Chosen once at start; must never read the device.
+"""Where the inputs of a step are made: on the host, or from what is new on the device, which keeps the block table of every
+sequence. Both make the same. Chosen once at start; must never read the device.
 """
 
 from __future__ import annotations
@@ -8,16 +8,18 @@ import importlib.util
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 import torch
 
 from text_gen_server.attention.metadata import AttentionMetadata
-from text_gen_server.batch import BatchInputs, Mirror, build_batch
+from text_gen_server.batch import BatchInputs, Mirror, block_tables, lay_out
 from text_gen_server.decode_rows import DecodeDeltas, DecodeRows, pack_deltas
 from text_gen_server.triton_kernels import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from text_gen_server.cuda_graphs import GraphedModel
@@ -31,7 +33,7 @@ class StepInputs(Protocol):
         """What is kept on the device for it."""
 
     def build(self, rows: Sequence[Row], mirrors: Sequence[Mirror], sampled_before: Tensor | None) -> BatchInputs:
-        """See `build_batch`, with the tokens themselves in the place of numbers below 0.
+        """The inputs of a step whose plan was checked. `mirrors` are those of `rows`, with the new blocks appended.
 
         sampled_before: [N] int64, the tokens for which such numbers stand; None where the host knows all
         """
@@ -76,22 +78,21 @@ class HostInputs:
         self.transfers = transfers
 
     def build(self, rows: Sequence[Row], mirrors: Sequence[Mirror], sampled_before: Tensor | None) -> BatchInputs:
-        batch = build_batch(rows, mirrors, block_size=self.block_size, transfers=self.transfers)
-        if sampled_before is None:
-            return batch
-        token_ids = batch.token_ids
-        sampled = sampled_before[(-1 - token_ids).clamp_(min=0)]
-        return replace(batch, token_ids=torch.where(token_ids < 0, sampled, token_ids))
+        tables = block_tables(rows, mirrors, self.block_size)
+        step = lay_out(rows, mirrors, block_size=self.block_size, tables=tables)
+        *uploaded, kv_lens, on_device = self.transfers.upload((*step.arrays(), np.array(step.kv_lens, dtype=np.int32), tables))
+        return _with_tokens(step.batch(uploaded, mirrors, kv_lens=kv_lens, block_tables=on_device), sampled_before)
 
     def forget(self, mirrors: Iterable[Mirror]) -> None:
         pass
 
 
 class DeviceInputs:
-    """See `StepInputs`. A step of one token to sample in each row takes five numbers for each row and one for each new block,
-    and is made where the graph of its size reads it, if there is one; all other steps are made on the host.
+    """See `StepInputs`. Five numbers for each row and one for each new block tell the device which blocks all rows have. A step
+    of one token to sample in each row needs no more, and is made where the graph of its size reads it, if there is one; all
+    others are sent the rest.
 
-    R rows of tables, one for each sequence that has decoded; W blocks of the longest sequence.
+    R rows of tables, one for each sequence that has been computed; W blocks of the longest sequence.
     """
 
     def __init__(
@@ -103,7 +104,6 @@ class DeviceInputs:
         graphed: GraphedModel | None,
         fill: FillDecodeRows,
     ) -> None:
-        self.host = HostInputs(limits, transfers)
         self.block_size = limits.block_size
         self.transfers = transfers
         self.device = device
@@ -128,9 +128,9 @@ class DeviceInputs:
     def build(self, rows: Sequence[Row], mirrors: Sequence[Mirror], sampled_before: Tensor | None) -> BatchInputs:
         for row, mirror in zip(rows, mirrors, strict=True):
             if row.num_scheduled_tokens != 1 or mirror.num_computed_tokens + 1 != mirror.num_tokens:
-                return self.host.build(rows, mirrors, sampled_before)
+                return self._build_mixed(rows, mirrors, sampled_before)
         num_rows, positions = len(mirrors), [mirror.num_computed_tokens for mirror in mirrors]
-        deltas = self._send(mirrors, positions)
+        deltas = DecodeDeltas(self.transfers.upload([self._deltas(mirrors, positions)])[0], num_rows)
         step, metadata = self._place(positions)
         # Where the host knows all tokens no number is below 0.
         self.fill(
@@ -151,13 +151,26 @@ class DeviceInputs:
             prompt_spans=(),
         )
 
+    def _build_mixed(self, rows: Sequence[Row], mirrors: Sequence[Mirror], sampled_before: Tensor | None) -> BatchInputs:
+        """Any step. Its lengths and block tables are those of decodes at the last positions of its rows."""
+        step = lay_out(rows, mirrors, block_size=self.block_size)
+        last = [kv_len - 1 for kv_len in step.kv_lens]
+        *uploaded, numbers = self.transfers.upload((*step.arrays(), self._deltas(mirrors, last)))
+        ends = self._allocate(last)
+        self.fill(DecodeDeltas(numbers, len(mirrors)), self.tables, self.counting, ends, block_size=self.block_size)
+        batch = step.batch(uploaded, mirrors, kv_lens=ends.kv_lens, block_tables=ends.block_tables)
+        return _with_tokens(batch, sampled_before)
+
+    def _allocate(self, positions: Sequence[int]) -> DecodeRows:
+        return DecodeRows.allocate(len(positions), max(positions) // self.block_size + 1, self.device)
+
     def _place(self, positions: Sequence[int]) -> tuple[DecodeRows, AttentionMetadata]:
         """Memory for a step with these positions: of its graph, or else new and without empty rows."""
         num_rows = len(positions)
         captured = self.graphed.inputs_for(num_rows) if self.graphed is not None else None
         if captured is not None:
             return captured.rows, captured.metadata
-        step = DecodeRows.allocate(num_rows, max(positions) // self.block_size + 1, self.device)
+        step = self._allocate(positions)
         metadata = AttentionMetadata(
             query_start=self.query_start[: num_rows + 1],
             kv_lens=step.kv_lens,
@@ -168,8 +181,10 @@ class DeviceInputs:
         )
         return step, metadata
 
-    def _send(self, mirrors: Sequence[Mirror], positions: Sequence[int]) -> DecodeDeltas:
-        """Sends what the device does not know, in one copy. Its tables will have the blocks once the step is filled."""
+    def _deltas(self, mirrors: Sequence[Mirror], positions: Sequence[int]) -> NDArray[np.int32]:
+        """What the device does not know of rows whose last tokens have these positions; its tables have the new blocks once the
+        step is filled.
+        """
         table_rows: list[int] = []
         num_known: list[int] = []
         first_new: list[int] = []
@@ -183,11 +198,10 @@ class DeviceInputs:
             num_known.append(known)
             first_new.append(len(new_blocks))
             if known < used:
-                new_blocks += mirror.block_table[known:used].tolist()
+                new_blocks += mirror.blocks(known, used).tolist()
                 mirror.num_device_blocks = used
         codes = [mirror.last_token_id for mirror in mirrors]
-        numbers = pack_deltas((codes, positions, table_rows, num_known, first_new), new_blocks)
-        return DecodeDeltas(self.transfers.upload([numbers])[0], len(mirrors))
+        return pack_deltas((codes, positions, table_rows, num_known, first_new), new_blocks)
 
     def _give_row(self, mirror: Mirror) -> int:
         if not self.free_rows:
@@ -201,3 +215,12 @@ class DeviceInputs:
         num_rows = len(self.tables)
         self.tables = torch.cat([self.tables, torch.zeros_like(self.tables)])
         self.free_rows = list(range(2 * num_rows - 1, num_rows - 1, -1))
+
+
+def _with_tokens(batch: BatchInputs, sampled_before: Tensor | None) -> BatchInputs:
+    """With the tokens themselves in the place of numbers below 0."""
+    if sampled_before is None:
+        return batch
+    token_ids = batch.token_ids
+    sampled = sampled_before[(-1 - token_ids).clamp_(min=0)]
+    return replace(batch, token_ids=torch.where(token_ids < 0, sampled, token_ids))

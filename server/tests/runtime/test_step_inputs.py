@@ -84,8 +84,8 @@ def test_a_decode_step_sends_five_numbers_for_each_row_and_one_for_each_new_bloc
     transfers.sent.clear()
     for _ in range(5):
         router.step(s2=1, s1=1)
-    # Blocks of 4 tokens: the tables of both (2 and 1 blocks), then a new block when a row comes to 5 or 9 tokens.
-    assert transfers.sent == [10 + 3, 10 + 1, 10, 10 + 1, 10]
+    # Blocks of 4 tokens: a new block when a row comes to 5 or 9 tokens.
+    assert transfers.sent == [10, 10 + 1, 10, 10 + 1, 10]
 
 
 def test_a_row_that_had_another_sequence_shows_nothing_of_it(babbling_folder: Path) -> None:
@@ -129,15 +129,28 @@ def test_more_sequences_may_be_held_than_a_step_has_rows(babbling_folder: Path) 
     assert len(runner.inputs.device.free_rows) == 8  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("counts", [{"s1": 1, "s2": 3}, {"s2": 1}])
-def test_other_steps_are_made_on_the_host(babbling_folder: Path, counts: dict[str, int]) -> None:
+@pytest.mark.parametrize("counts", [{"s1": 1, "s2": 3}, {"s2": 1}, {"s2": 7, "s1": 1, "s3": 2}])
+def test_other_steps_are_those_of_the_host(babbling_folder: Path, counts: dict[str, int]) -> None:
     runner = fake_runner(babbling_folder, make_inputs=BothInputs)
     router = FakeRouter(runner)
-    router.add(1, PROMPT)
-    router.add(2, PROMPT)
+    for n in (1, 2, 3):
+        router.add(n, PROMPT * n)
     router.step(s1=5)
     router.step(**counts)
     assert runner.inputs.num_by_device == 0  # type: ignore[attr-defined]
+    router.step(**dict.fromkeys(counts, 1))
+
+
+def test_no_step_sends_a_block_twice(babbling_folder: Path) -> None:
+    transfers = Counting()
+    runner = fake_runner(babbling_folder, transfers=transfers, make_inputs=on_device)
+    router = FakeRouter(runner)
+    router.add(1, PROMPT * 8)
+    router.add(2, PROMPT * 4)
+    router.step(s1=17, s2=3)
+    router.step(s1=23, s2=1)
+    # Of each token three numbers, of each row that samples one, of each row six, one more; 5 and 1 new blocks, then 5 and 0.
+    assert transfers.sent == [20 * 3 + 0 + 2 * 6 + 1 + 6, 24 * 3 + 1 + 2 * 6 + 1 + 5]
 
 
 def test_a_host_makes_its_inputs_itself(babbling_folder: Path) -> None:

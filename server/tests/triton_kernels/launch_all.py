@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from runtime.fakes import FakeRouter
+from runtime.late_device import LateTransfers
 from runtime.test_cuda_graphs import FakeCapture
 from text_gen_server import shard as shard_module
 from text_gen_server.attention.triton import TritonAttention
@@ -101,6 +102,7 @@ def make_shard(folder: Path, *, fp8: bool, has_graphs: bool) -> Shard:
         "choose_inputs": lambda device, limits, transfers, graphed: DeviceInputs(
             limits, transfers, device, graphed=graphed, fill=choose_fill()
         ),
+        "choose_transfers": lambda _: LateTransfers(),  # which packs what it sends, so that not all of it is aligned
         "choose_capture": lambda *_: FakeCapture if has_graphs else None,
         "_choose_kv_dtype": lambda *_: torch.float8_e4m3fn if fp8 else torch.bfloat16,
         "cuda_budget": lambda **_: MemoryBudget(free_bytes=64 * MIB, num_sharers=1, activation_bytes=0, fraction=1.0),
@@ -165,3 +167,4 @@ if __name__ == "__main__":
         assert {"_fill_rows", "_attend_tile", "_choose", "_count_tokens"} <= set(compiled)
         serve(shard, 60)
         assert compiled[before:] == [], "a request waited for a compiler"
+    assert compiled.count("_fill_rows") == 1, "one form for all steps, and wherever what they are sent lies"

@@ -50,7 +50,7 @@ def fill_decode_rows(
 
 
 # One form for all steps: none of them may wait for a compiler.
-@triton.jit(do_not_specialize=["sampled_before", "num_rows", "width", "stride_tables"])
+@triton.jit(do_not_specialize=["deltas", "sampled_before", "num_rows", "width", "stride_tables"])
 def _fill_rows(
     token_ids,
     positions,
