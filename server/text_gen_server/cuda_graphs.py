@@ -61,6 +61,7 @@ class GraphLimits:
 
     sizes: tuple[int, ...]  # batch sizes, ascending; none = no graphs
     max_total_tokens: int  # longest sequence
+    is_alone: bool = True  # no other rank computes the same batches, and must compute them with as many rows
 
 
 def graph_sizes(asked: Sequence[int] | None, max_batch_size: int) -> tuple[int, ...]:
@@ -115,6 +116,7 @@ class GraphedModel:
         self.model = model
         self.kv_cache = kv_cache
         self.capture = capture
+        self.is_alone = limits.is_alone
         self.sizes = list(limits.sizes)
         self.graphs: dict[int, Graph] = {}
         self.buffers = _Buffers(limits, kv_cache.block_size, device) if limits.sizes else None
@@ -209,7 +211,10 @@ class GraphedModel:
         return graph.output
 
     def _capture(self, size: int) -> None:
-        """Adds the graph of `size`, or gives the size up where memory does not suffice."""
+        """Adds the graph of `size`. Where memory does not suffice, a rank that is alone gives the size up.
+
+        torch.OutOfMemoryError where it is not: the others would replay the graph, and wait for sums of more rows.
+        """
         assert self.buffers is not None, "where there are sizes there are buffers"
         inputs = self.buffers.first(size)
         inputs.rows.clear()  # so that a capture reads and writes nobody's blocks
@@ -226,6 +231,8 @@ class GraphedModel:
         try:
             self.graphs[size] = self.capture(compute)
         except torch.OutOfMemoryError:
+            if not self.is_alone:
+                raise
             log.warning("no memory for a CUDA graph of %d rows; such batches are computed without", size)
             self.sizes.remove(size)
         else:

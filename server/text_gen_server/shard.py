@@ -287,7 +287,8 @@ class Shard:
         """The model as a runner drives it: here is wrapped around it what makes steps cheaper on this device."""
         if self._make_capture is not None:
             sizes = graph_sizes(self.options.cuda_graphs, limits.max_batch_size)
-            graph_limits = GraphLimits(sizes=sizes, max_total_tokens=limits.max_total_tokens)
+            is_alone = self.tensor_parallel.world_size == 1
+            graph_limits = GraphLimits(sizes=sizes, max_total_tokens=limits.max_total_tokens, is_alone=is_alone)
             return GraphedModel(
                 self.model, kv_cache=kv_cache, limits=graph_limits, capture=self._make_capture(), device=self.device
             )

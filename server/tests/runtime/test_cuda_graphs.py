@@ -292,6 +292,14 @@ def test_a_size_without_memory_is_given_up_and_the_others_stay(caplog: pytest.Lo
     assert "no memory for a CUDA graph of 8 rows" in caplog.text
 
 
+def test_a_size_without_memory_is_an_error_where_other_ranks_have_it() -> None:
+    limits = GraphLimits(sizes=(1, 8), max_total_tokens=MAX_TOTAL_TOKENS, is_alone=False)
+    capture = FakeCapture(fails_above=4)
+    graphed = GraphedModel(FakeModel(), kv_cache=make_cache(), limits=limits, capture=capture, device=CPU)
+    with pytest.raises(torch.OutOfMemoryError):
+        graphed.capture_all()
+
+
 def test_the_rest_of_the_model_is_the_model() -> None:
     graphed, _, _ = make((4,))
     assert list(graphed.wanted()) == ["weight"]
