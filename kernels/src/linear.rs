@@ -294,7 +294,7 @@ impl<P: Products> MultiplyPanels<'_, P> {
     unsafe fn all_rows<S: Simd, const N: usize>(&self, panel: usize) {
         let source = self.source::<S>(panel..panel + N);
         let num_rows = self.activations.num_rows;
-        let num_passes = num_rows.div_ceil(P::rows::<S>());
+        let num_passes = num_rows.div_ceil(P::rows::<S>(num_rows));
         for pass in 0..num_passes {
             // Passes of about equal size.
             let rows = pool::share(num_rows, pass, num_passes);

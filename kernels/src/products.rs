@@ -81,8 +81,8 @@ pub trait Products: Copy + Sync {
     /// Steps of a tile along the inputs.
     fn num_units(in_features: usize) -> usize;
 
-    /// How many rows to take at once.
-    fn rows<S: Simd>() -> usize;
+    /// How many of so many rows to take at once at most.
+    fn rows<S: Simd>(num_rows: usize) -> usize;
 
     /// `from` holds `in_features` float32, `to` has `row_bytes` aligned to a cache line.
     unsafe fn pack_row<S: Simd>(from: *const f32, in_features: usize, to: *mut u8);
@@ -103,7 +103,7 @@ impl Products for Bf16Products {
     }
 
     #[inline(always)]
-    fn rows<S: Simd>() -> usize {
+    fn rows<S: Simd>(_num_rows: usize) -> usize {
         S::ROWS
     }
 
@@ -164,7 +164,7 @@ impl Products for CompactProducts {
     }
 
     #[inline(always)]
-    fn rows<S: Simd>() -> usize {
+    fn rows<S: Simd>(_num_rows: usize) -> usize {
         S::COMPACT_ROWS
     }
 

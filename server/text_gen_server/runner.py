@@ -121,6 +121,7 @@ class Runner:
         for row, mirror in zip(plan.rows, mirrors, strict=True):
             if row.new_block_ids:
                 mirror.append_blocks(row.new_block_ids)
+                self.kv_cache.expect(row.new_block_ids)
 
     def _masks(self, plan: StepPlan, batch: BatchInputs, late_masks: LateMasks | None) -> dict[int, bytes]:
         """The masks of this step, by the index of the row among those that sample. Waits for those that are not there yet."""

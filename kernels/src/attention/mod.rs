@@ -218,7 +218,7 @@ impl Kernel for WholeTasks<'_> {
                 work.compute::<S>(segment, first_tile(attend, &space, next));
                 space.joined.join::<S>(space.current);
             }
-            write_outputs(attend, task, space.joined);
+            write_outputs::<S>(attend, task, space.joined);
         }
     }
 }
@@ -341,19 +341,19 @@ impl Kernel for JoinSegments<'_> {
         for part in self.parts {
             joined.join::<S>(self.states.get(part).of_rows(num_rows));
         }
-        write_outputs(self.attend, &self.task, joined);
+        write_outputs::<S>(self.attend, &self.task, joined);
     }
 }
 
 #[inline(always)]
-unsafe fn write_outputs(attend: &Attend, task: &Task, state: State) {
+unsafe fn write_outputs<S: Simd>(attend: &Attend, task: &Task, state: State) {
     for row in 0..state.num_rows {
         let (token, head) = task.token_and_head(attend, row);
         let to = attend
             .output
             .add((token * attend.num_heads + head) * attend.head_dim);
         let from = state.sums(row);
-        let total = *state.total.add(row);
+        let total = S::sum(S::load(state.totals(row)));
         for n in 0..attend.head_dim {
             *to.add(n) = *from.add(n) / total;
         }

@@ -1,11 +1,17 @@
 //! One segment of a task: tile after tile, scores, their exponentials, and the weighted sums of values.
 
+use std::ops::Range;
+
 use super::tile::Tile;
 use super::workspace::{CHUNKS, Workspace};
 use super::{Attend, SEGMENT, TILE, Task};
 use crate::kv_layout::CHUNK;
 use crate::products::{Bf16Products, Products, with_count};
-use crate::simd::{LANES, Simd, exp};
+use crate::simd::{LANES, Simd, exp2};
+
+/// How far scores may rise over the reference of their row before it takes another one. Then nothing need be multiplied anew
+/// for nearly all tiles, and weights of 2^8 are as good as those of 1.
+const SLACK: f32 = 8.0;
 
 pub(super) struct SegmentWork<'a> {
     attend: &'a Attend,
@@ -21,7 +27,8 @@ impl<'a> SegmentWork<'a> {
         task: Task,
         space: &'a Workspace,
     ) -> Self {
-        let scale = 1.0 / (attend.head_dim as f32).sqrt();
+        // Weights are powers of 2.
+        let scale = std::f32::consts::LOG2_E / (attend.head_dim as f32).sqrt();
         for row in 0..task.num_rows(attend) {
             let (token, head) = task.token_and_head(attend, row);
             let from = attend
@@ -60,14 +67,16 @@ impl<'a> SegmentWork<'a> {
             } else {
                 after
             };
-            let mut row = 0;
+            // Tokens before the tile see nothing of it.
+            let first_row = first.saturating_sub(task.first_position) * attend.group();
+            let mut row = first_row;
             while row < num_rows {
                 let count = (num_rows - row).min(S::ROWS / 2);
                 let part = Part {
                     work: self,
                     tile,
                     // The rows after the first find the tile in the cache.
-                    next: if row == 0 { next } else { None },
+                    next: if row == first_row { next } else { None },
                     first,
                     row,
                 };
@@ -93,24 +102,38 @@ impl Part<'_> {
     #[inline(always)]
     unsafe fn add_tile<S: Simd, const M: usize>(&self) {
         let SegmentWork { attend, space, .. } = self.work;
-        let scores = self.scores::<S, M>();
-        let mut factors = [0.0; M];
+        let mut scores = self.scores::<S, M>();
         for m in 0..M {
-            let to = space.scores.add(m * TILE);
-            for n in 0..CHUNKS {
-                S::store(to.add(n * LANES), scores[m][n]);
+            let seen = self.seen(m);
+            if seen != (0..TILE) {
+                for n in 0..CHUNKS {
+                    let start = seen.start.saturating_sub(n * LANES).min(LANES);
+                    let end = seen.end.saturating_sub(n * LANES).min(LANES);
+                    scores[m][n] = S::only_lanes(scores[m][n], start..end);
+                }
             }
-            self.hide(m, to);
-            factors[m] = self.exponentials::<S>(m, to);
+            self.raise_reference::<S>(m, scores[m]);
+        }
+        for m in 0..M {
+            let reference = S::splat(*space.current.references.add(self.row + m));
+            let weights = space.weights.add(m * Bf16Products::row_bytes(TILE));
+            let total = space.current.totals(self.row + m);
+            let mut sum = S::load(total);
+            for n in 0..CHUNKS {
+                let weight = exp2::<S>(S::sub(scores[m][n], reference));
+                sum = S::add(sum, weight);
+                S::store_as_pairs(weights.cast::<S::Pair>().add(n * LANES / 2), weight);
+            }
+            S::store(total, sum);
         }
         let num_vectors = attend.head_dim.div_ceil(LANES);
         let mut vector = 0;
         while vector + 4 <= num_vectors {
-            self.add_values::<S, M, 4>(vector, &factors);
+            self.add_values::<S, M, 4>(vector);
             vector += 4;
         }
         while vector < num_vectors {
-            self.add_values::<S, M, 1>(vector, &factors);
+            self.add_values::<S, M, 1>(vector);
             vector += 1;
         }
     }
@@ -135,72 +158,44 @@ impl Part<'_> {
         scores
     }
 
-    /// Minus infinity for what a row must not see.
+    /// Which keys of the tile a row sees.
     #[inline(always)]
-    unsafe fn hide(&self, m: usize, scores: *mut f32) {
+    unsafe fn seen(&self, m: usize) -> Range<usize> {
         let SegmentWork { attend, task, .. } = self.work;
         let position = task.first_position + (self.row + m) / attend.group();
         let end = (position + 1).saturating_sub(self.first).min(TILE);
-        for key in end..TILE {
-            *scores.add(key) = f32::NEG_INFINITY;
-        }
-        let window = attend.sliding_window;
-        if window > 0 && position >= window {
-            let start = (position - window + 1).saturating_sub(self.first).min(TILE);
-            for key in 0..start {
-                *scores.add(key) = f32::NEG_INFINITY;
-            }
-        }
+        let start = match attend.sliding_window {
+            0 => 0,
+            window => (position + 1).saturating_sub(window + self.first).min(TILE),
+        };
+        start..end
     }
 
-    /// Turns scores into packed weights relative to the highest score so far. -> factor for the sums before
+    /// Takes a new reference where a score is far above that of its row.
     #[inline(always)]
-    unsafe fn exponentials<S: Simd>(&self, m: usize, scores: *mut f32) -> f32 {
-        let space = self.work.space;
-        let (highest, total) = (
-            space.current.highest.add(self.row + m),
-            space.current.total.add(self.row + m),
-        );
-        let mut largest = S::load(scores);
-        for n in (LANES..TILE).step_by(LANES) {
-            largest = S::max(largest, S::load(scores.add(n)));
+    unsafe fn raise_reference<S: Simd>(&self, m: usize, scores: [S::F32; CHUNKS]) {
+        let current = &self.work.space.current;
+        let mut largest = scores[0];
+        for n in 1..CHUNKS {
+            largest = S::max(largest, scores[n]);
         }
-        let new_highest = S::max_lane(largest).max(*highest);
-        // A row that has seen nothing yet: any finite number makes its weights zero.
-        let reference = if new_highest == f32::NEG_INFINITY {
-            0.0
-        } else {
-            new_highest
-        };
-        let mut sum = S::splat(0.0);
-        for n in (0..TILE).step_by(LANES) {
-            let weight = exp::<S>(S::sub(S::load(scores.add(n)), S::splat(reference)));
-            sum = S::add(sum, weight);
-            S::store(scores.add(n), weight);
+        let reference = *current.references.add(self.row + m);
+        if S::any_greater(largest, S::splat(reference + SLACK)) {
+            current.refer_to::<S>(self.row + m, S::max_lane(largest));
         }
-        let to = space.weights.add(m * Bf16Products::row_bytes(TILE));
-        Bf16Products::pack_row::<S>(scores, TILE, to);
-        let factor = if *highest == f32::NEG_INFINITY {
-            0.0
-        } else if *highest == reference {
-            1.0 // nearly always: the exponential would be called for nothing
-        } else {
-            (*highest - reference).exp()
-        };
-        *total = *total * factor + S::sum(sum);
-        *highest = new_highest;
-        factor
     }
 
     /// Adds the weighted values of some vectors of columns.
     #[inline(always)]
-    unsafe fn add_values<S: Simd, const M: usize, const N: usize>(
-        &self,
-        vector: usize,
-        factors: &[f32; M],
-    ) {
+    unsafe fn add_values<S: Simd, const M: usize, const N: usize>(&self, vector: usize) {
         let space = self.work.space;
         let mut sums = [[S::splat(0.0); N]; M];
+        for m in 0..M {
+            let from = space.current.sums(self.row + m).add(vector * LANES);
+            for n in 0..N {
+                sums[m][n] = S::load(from.add(n * LANES));
+            }
+        }
         // A number that the compiler does not know: unrolled, this loop has more values than there are registers.
         let num_pairs = std::hint::black_box(CHUNK / 2);
         for chunk in 0..CHUNKS {
@@ -228,11 +223,7 @@ impl Part<'_> {
         for m in 0..M {
             let to = space.current.sums(self.row + m).add(vector * LANES);
             for n in 0..N {
-                let before = S::load(to.add(n * LANES));
-                S::store(
-                    to.add(n * LANES),
-                    S::fma(before, S::splat(factors[m]), sums[m][n]),
-                );
+                S::store(to.add(n * LANES), sums[m][n]);
             }
         }
     }

@@ -17,9 +17,7 @@ pub(super) struct Workspace {
     /// Packed, scaled query rows.
     pub(super) queries: *mut u8,
     pub(super) query_bytes: usize,
-    /// Scores of one product, [MAX_ROWS][TILE].
-    pub(super) scores: *mut f32,
-    /// Their exponentials, packed.
+    /// Weights of one product, [MAX_ROWS][TILE], packed.
     pub(super) weights: *mut u8,
     /// A query row, scaled.
     pub(super) scaled: *mut f32,
@@ -40,7 +38,6 @@ impl Workspace {
         let state_bytes = (State::num_floats(num_rows, head_dim) * 4).next_multiple_of(64);
         let sizes = [
             num_rows * query_bytes,
-            MAX_ROWS * TILE * 4,
             MAX_ROWS * Bf16Products::row_bytes(TILE),
             head_dim.next_multiple_of(LANES) * 4,
             CHUNKS * chunk_bytes,
@@ -54,17 +51,16 @@ impl Workspace {
             next = next.add(size);
             part
         });
-        parts[5].write_bytes(0, chunk_bytes);
+        parts[4].write_bytes(0, chunk_bytes);
         Self {
             queries: parts[0],
             query_bytes,
-            scores: parts[1].cast(),
-            weights: parts[2],
-            scaled: parts[3].cast(),
-            values: parts[4].cast(),
-            zeros: parts[5].cast(),
-            current: State::new(parts[6].cast(), num_rows, head_dim),
-            joined: State::new(parts[7].cast(), num_rows, head_dim),
+            weights: parts[1],
+            scaled: parts[2].cast(),
+            values: parts[3].cast(),
+            zeros: parts[4].cast(),
+            current: State::new(parts[5].cast(), num_rows, head_dim),
+            joined: State::new(parts[6].cast(), num_rows, head_dim),
         }
     }
 }

@@ -6,6 +6,7 @@
 //! only what is inlined into the entry of an instruction set is compiled for it. A closure given to a method of an array is
 //! not, so that there is none around these operations.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::compact::{self, Exponents};
@@ -15,7 +16,7 @@ mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub use math::{exp, silu};
+pub use math::{exp, exp2, silu};
 pub use portable::Portable;
 #[cfg(target_arch = "x86_64")]
 pub use x86::{Avx2, Avx512, Avx512Bf16, Avx512Vnni};
@@ -61,14 +62,16 @@ pub trait Simd: Copy + 'static {
     unsafe fn round(a: Self::F32) -> Self::F32;
     /// a * 2^n for integral n of at most 127; 0 where n is below -126.
     unsafe fn scale(a: Self::F32, n: Self::F32) -> Self::F32;
+    /// Minus infinity in all but some of the lanes.
+    unsafe fn only_lanes(a: Self::F32, lanes: Range<usize>) -> Self::F32;
+    /// Whether a lane of `a` is greater than that of `b`.
+    unsafe fn any_greater(a: Self::F32, b: Self::F32) -> bool;
     unsafe fn sum(a: Self::F32) -> f32;
     unsafe fn max_lane(a: Self::F32) -> f32;
 
     unsafe fn load_bf16(from: *const u16) -> Self::F32;
     /// Rounds to the nearest, halves to even.
     unsafe fn store_bf16(to: *mut u16, value: Self::F32);
-    /// Rounds to the nearest, halves to even; every lane must be in -128..=127.
-    unsafe fn store_i8(to: *mut i8, value: Self::F32);
 
     /// Sixteen activations as eight pairs.
     unsafe fn store_as_pairs(to: *mut Self::Pair, value: Self::F32);
@@ -98,8 +101,8 @@ pub trait Simd: Copy + 'static {
         pair: *const Self::Pair,
     ) -> Self::F32;
 
-    /// Four int8 activations, the first in the lowest byte.
-    fn quad(activations: [i8; 4]) -> Self::Quad;
+    /// Sixteen activations as four quads; they are integers in -128..=127.
+    unsafe fn store_as_quads(to: *mut Self::Quad, value: Self::F32);
     unsafe fn splat_i32(value: i32) -> Self::I32;
     unsafe fn to_f32(a: Self::I32) -> Self::F32;
     /// Sixty-four bytes, four weights to a lane.

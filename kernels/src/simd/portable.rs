@@ -1,5 +1,7 @@
 //! Plain Rust, which the compiler makes vector code of as far as it can: for processors without an implementation of their own.
 
+use std::ops::Range;
+
 use super::{LANES, Simd};
 use crate::bf16;
 
@@ -95,6 +97,20 @@ impl Simd for Portable {
         })
     }
     #[inline(always)]
+    unsafe fn only_lanes(a: Self::F32, lanes: Range<usize>) -> Self::F32 {
+        Lanes(std::array::from_fn(|lane| {
+            if lanes.contains(&lane) {
+                a.0[lane]
+            } else {
+                f32::NEG_INFINITY
+            }
+        }))
+    }
+    #[inline(always)]
+    unsafe fn any_greater(a: Self::F32, b: Self::F32) -> bool {
+        a.0.iter().zip(b.0).any(|(a, b)| *a > b)
+    }
+    #[inline(always)]
     unsafe fn sum(a: Self::F32) -> f32 {
         let eight: [f32; 8] = std::array::from_fn(|lane| a.0[lane] + a.0[lane + 8]);
         let four: [f32; 4] = std::array::from_fn(|lane| eight[lane] + eight[lane + 4]);
@@ -117,11 +133,6 @@ impl Simd for Portable {
     unsafe fn store_bf16(to: *mut u16, value: Self::F32) {
         to.cast::<[u16; LANES]>()
             .write_unaligned(value.0.map(bf16::from_f32));
-    }
-    #[inline(always)]
-    unsafe fn store_i8(to: *mut i8, value: Self::F32) {
-        to.cast::<[i8; LANES]>()
-            .write_unaligned(Self::round(value).0.map(|x| x as i8));
     }
     #[inline(always)]
     unsafe fn store_as_pairs(to: *mut Self::Pair, value: Self::F32) {
@@ -153,8 +164,9 @@ impl Simd for Portable {
         )
     }
     #[inline(always)]
-    fn quad(activations: [i8; 4]) -> Self::Quad {
-        activations
+    unsafe fn store_as_quads(to: *mut Self::Quad, value: Self::F32) {
+        to.cast::<[i8; LANES]>()
+            .write_unaligned(value.0.map(|x| x as i8));
     }
     #[inline(always)]
     unsafe fn splat_i32(value: i32) -> Self::I32 {

@@ -214,6 +214,33 @@ fn attention_equals_a_softmax_over_what_a_token_sees() {
     });
 }
 
+/// Scores of the keys of each tile: they rise by little, by much, and fall.
+const LEVELS: [f32; 9] = [-60.0, -56.0, -40.0, 3.0, 9.0, 8.0, -70.0, 30.0, 29.0];
+
+#[test]
+fn scores_may_rise_and_fall_by_any_amount() {
+    let mut random = Random::new(4);
+    let (num_heads, num_kv_heads, head_dim) = (6, 2, 64);
+    with_every_instruction_set(|_| {
+        let len = LEVELS.len() * 64;
+        let heads = (num_heads, num_kv_heads, head_dim);
+        for query_len in [1, 5, len] {
+            let mut case = Case::random(&mut random, heads, (16, 0), &[(query_len, len)]);
+            for position in 0..len {
+                for kv_head in 0..num_kv_heads {
+                    for n in 0..head_dim {
+                        let (key, _) = case.offsets(0, position, kv_head, n);
+                        let level = if n == 0 { LEVELS[position / 64] } else { 0.0 };
+                        case.keys[key] = bf16::from_f32(level);
+                    }
+                }
+            }
+            case.query.fill((head_dim as f32).sqrt());
+            case.check(0.02); // queries of 8 bits, with scores up to 70
+        }
+    });
+}
+
 #[test]
 fn few_rows_with_many_keys_equal_it_too() {
     let mut random = Random::new(3);

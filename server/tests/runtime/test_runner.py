@@ -199,6 +199,19 @@ def test_a_plan_without_rows_is_answered_and_forgets(runner: Runner) -> None:
     assert runner.mirrors == {}
 
 
+def test_the_cache_is_told_of_every_block_before_it_is_written(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected: list[int] = []
+    monkeypatch.setattr(type(runner.kv_cache), "expect", lambda _, block_ids: expected.extend(block_ids))
+    router = FakeRouter(runner)
+    router.add(1, PROMPT)
+    router.add(2, PROMPT[:3])
+    router.step(s1=5, s2=3)
+    assert expected == router.tables[1] + router.tables[2]
+    router.step(s1=4, s2=1)
+    router.step(s1=1, s2=1)
+    assert sorted(expected) == sorted(router.tables[1] + router.tables[2])
+
+
 def test_a_rank_other_than_0_takes_the_broadcast_tokens_and_answers_without_rows(babbling_folder: Path) -> None:
     class SecondRank:
         rank, world_size = 1, 2

@@ -1,6 +1,7 @@
 //! AVX2 and FMA: two vectors of eight for every sixteen lanes.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use crate::compact::{self, Exponents};
 use crate::simd::Simd;
@@ -95,6 +96,31 @@ impl Simd for Avx2 {
         ]
     }
     #[inline(always)]
+    unsafe fn only_lanes(a: Two, lanes: Range<usize>) -> Two {
+        let kept = |first: i32| {
+            let own = _mm256_add_epi32(
+                _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
+                _mm256_set1_epi32(first),
+            );
+            let begun = _mm256_cmpgt_epi32(own, _mm256_set1_epi32(lanes.start as i32 - 1));
+            let ended = _mm256_cmpgt_epi32(own, _mm256_set1_epi32(lanes.end as i32 - 1));
+            _mm256_castsi256_ps(_mm256_andnot_si256(ended, begun))
+        };
+        let hidden = _mm256_set1_ps(f32::NEG_INFINITY);
+        [
+            _mm256_blendv_ps(hidden, a[0], kept(0)),
+            _mm256_blendv_ps(hidden, a[1], kept(8)),
+        ]
+    }
+    #[inline(always)]
+    unsafe fn any_greater(a: Two, b: Two) -> bool {
+        let greater = _mm256_or_ps(
+            _mm256_cmp_ps::<_CMP_GT_OQ>(a[0], b[0]),
+            _mm256_cmp_ps::<_CMP_GT_OQ>(a[1], b[1]),
+        );
+        _mm256_movemask_ps(greater) != 0
+    }
+    #[inline(always)]
     unsafe fn sum(a: Two) -> f32 {
         let eight = _mm256_add_ps(a[0], a[1]);
         let four = _mm_add_ps(
@@ -130,16 +156,6 @@ impl Simd for Avx2 {
         _mm256_storeu_si256(to.cast(), packed);
     }
     #[inline(always)]
-    unsafe fn store_i8(to: *mut i8, value: Two) {
-        let words = _mm256_packs_epi32(_mm256_cvtps_epi32(value[0]), _mm256_cvtps_epi32(value[1]));
-        let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
-        let bytes = _mm_packs_epi16(
-            _mm256_castsi256_si128(words),
-            _mm256_extracti128_si256::<1>(words),
-        );
-        _mm_storeu_si128(to.cast(), bytes);
-    }
-    #[inline(always)]
     unsafe fn store_as_pairs(to: *mut Self::Pair, value: Two) {
         Self::store(to.cast(), value);
     }
@@ -172,9 +188,11 @@ impl Simd for Avx2 {
         Self::fma(weights[1], [second; 2], sum)
     }
     #[inline(always)]
-    fn quad(activations: [i8; 4]) -> Self::Quad {
-        let [a, b, c, d] = activations.map(i16::from);
-        [a, c, b, d]
+    unsafe fn store_as_quads(to: *mut Self::Quad, value: Two) {
+        for (half, value) in value.into_iter().enumerate() {
+            let values = _mm256_cvtps_epi32(value);
+            store_split_quads(to.add(2 * half), values);
+        }
     }
     #[inline(always)]
     unsafe fn splat_i32(value: i32) -> Self::I32 {
@@ -263,4 +281,13 @@ unsafe fn round_to_bf16(value: __m256) -> __m256i {
     let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(value, value));
     let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
     _mm256_srli_epi32::<16>(_mm256_blendv_epi8(rounded, quiet, nan))
+}
+
+/// Eight int32 as two quads of int16: first and third, second and fourth.
+#[inline(always)]
+pub(super) unsafe fn store_split_quads(to: *mut [i16; 4], values: __m256i) {
+    let words = _mm256_packs_epi32(values, values); // four words of each half, twice
+    let order = _mm256_shufflelo_epi16::<0b11_01_10_00>(words);
+    let quads = _mm256_permute4x64_epi64::<0b00_00_10_00>(order);
+    _mm_storeu_si128(to.cast(), _mm256_castsi256_si128(quads));
 }

@@ -1,7 +1,9 @@
 //! AVX-512, with VNNI (int8 dot products) and with BF16 (bf16 dot products, whose activations are rounded to bf16).
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
+use super::avx2::store_split_quads;
 use crate::compact::{self, Exponents};
 use crate::simd::Simd;
 
@@ -99,6 +101,15 @@ macro_rules! common {
             _mm512_maskz_scalef_ps(is_normal, a, n)
         }
         #[inline(always)]
+        unsafe fn only_lanes(a: __m512, lanes: Range<usize>) -> __m512 {
+            let kept = (1_u32 << lanes.end) - (1_u32 << lanes.start.min(lanes.end));
+            _mm512_mask_mov_ps(_mm512_set1_ps(f32::NEG_INFINITY), kept as __mmask16, a)
+        }
+        #[inline(always)]
+        unsafe fn any_greater(a: __m512, b: __m512) -> bool {
+            _mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b) != 0
+        }
+        #[inline(always)]
         unsafe fn sum(a: __m512) -> f32 {
             let eight = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
             let four = _mm_add_ps(
@@ -122,10 +133,6 @@ macro_rules! common {
         unsafe fn load_bf16(from: *const u16) -> __m512 {
             let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
-        }
-        #[inline(always)]
-        unsafe fn store_i8(to: *mut i8, value: __m512) {
-            _mm_storeu_si128(to.cast(), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(value)));
         }
         #[inline(always)]
         unsafe fn load_compact(
@@ -252,8 +259,8 @@ macro_rules! quads_of_vnni {
         type Quad = [i8; 4];
 
         #[inline(always)]
-        fn quad(activations: [i8; 4]) -> Self::Quad {
-            activations
+        unsafe fn store_as_quads(to: *mut Self::Quad, value: __m512) {
+            _mm_storeu_si128(to.cast(), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(value)));
         }
         #[inline(always)]
         unsafe fn multiply_quads(
@@ -277,9 +284,10 @@ impl Simd for Avx512 {
     type Quad = [i16; 4]; // first and third, second and fourth
 
     #[inline(always)]
-    fn quad(activations: [i8; 4]) -> Self::Quad {
-        let [a, b, c, d] = activations.map(i16::from);
-        [a, c, b, d]
+    unsafe fn store_as_quads(to: *mut Self::Quad, value: __m512) {
+        let values = _mm512_cvtps_epi32(value);
+        store_split_quads(to, _mm512_castsi512_si256(values));
+        store_split_quads(to.add(2), _mm512_extracti32x8_epi32::<1>(values));
     }
     #[inline(always)]
     unsafe fn multiply_quads(sum: __m512i, weights: __m512i, quad: *const Self::Quad) -> __m512i {
