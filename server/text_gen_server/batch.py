@@ -1,12 +1,13 @@
-"""The sequences a shard mirrors, and the tensors of one step built from them.
+"""The sequences a shard mirrors, and one step of them, laid out on the host in numpy. What becomes of it is the business of
+`step_inputs.py`.
 
 Shapes: T tokens of the step, B sequences, H query heads of this rank, KH KV heads of this rank, D head size, V vocabulary,
 NB blocks, BS block size; N rows that sample. A mirror changes only by what a plan says and by the token its own row sampled.
-Everything is put together in numpy on the host and crosses to the device at once.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,6 @@ from torch import Tensor
 from text_gen_server.attention.metadata import AttentionMetadata
 from text_gen_server.plan import NewSequence, PlanLimits, Row, StepPlan
 from text_gen_server.sampling.processors import SamplingRow
-from text_gen_server.transfers import Transfers
 
 
 class Mirror(SamplingRow):
@@ -45,6 +45,10 @@ class Mirror(SamplingRow):
     def block_table(self) -> NDArray[np.int32]:
         return self._block_table[: self.num_blocks]
 
+    def blocks(self, begin: int, end: int) -> NDArray[np.int32]:
+        """Part of the block table."""
+        return self._block_table[begin:end]
+
     def append_token(self, token_id: int) -> int:
         """Its position. -1 - n stands for the n-th token that the last launched step samples, until `set_token` names it."""
         if self.num_tokens == len(self._token_ids):
@@ -69,9 +73,9 @@ class Mirror(SamplingRow):
 
 @dataclass(frozen=True)
 class BatchInputs:
-    """One step, ready for the model."""
+    """One step, ready for the model. Behind the rows of a step of decodes there may be empty ones (see `decode_rows.py`)."""
 
-    token_ids: Tensor  # [T] int64, below 0 where only the device knows them (see `Mirror.append_token`)
+    token_ids: Tensor  # [T] int64
     positions: Tensor  # [T] int64, index of each token in its sequence
     slot_mapping: Tensor  # [T] int64, slot of each token's K/V; -1 = do not write
     attention_metadata: AttentionMetadata
@@ -119,47 +123,97 @@ def check_sequences(plan: StepPlan, mirrors: dict[int, Mirror], limits: PlanLimi
     return added, scheduled
 
 
-def build_batch(rows: Sequence[Row], mirrors: Sequence[Mirror], *, block_size: int, transfers: Transfers) -> BatchInputs:
-    """The inputs of a step whose plan was checked. `mirrors` are those of `rows`, with the new blocks appended."""
+@dataclass(frozen=True)
+class StepLayout:
+    """Everything of a step but its block tables, on the host."""
+
+    token_ids: NDArray[np.int64]  # [T], below 0 where only the device knows them (see `Mirror.append_token`)
+    positions: NDArray[np.int64]  # [T]
+    slots: NDArray[np.int64]  # [T]
+    sample_idx: NDArray[np.int64]  # [N]
+    query_start: NDArray[np.int32]  # [B + 1]
+    query_lens: tuple[int, ...]  # [B]
+    kv_lens: tuple[int, ...]  # [B]
+    samplers: tuple[int, ...]  # [N]
+    spans: list[tuple[int, int, NDArray[np.int64]]]  # the fields of each `PromptSpan`
+
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """What `batch` needs on the device, in this order."""
+        spans = (targets for _, _, targets in self.spans)
+        return self.token_ids, self.positions, self.slots, self.sample_idx, self.query_start, *spans
+
+    def batch(
+        self, uploaded: Sequence[Tensor], mirrors: Sequence[Mirror], *, kv_lens: Tensor, block_tables: Tensor
+    ) -> BatchInputs:
+        """The step, from its `arrays` on the device. mirrors: of all rows; tensors as `AttentionMetadata` has them"""
+        token_ids, positions, slots, sample_idx, query_start, *spans = uploaded
+        return BatchInputs(
+            token_ids=token_ids,
+            positions=positions,
+            slot_mapping=slots,
+            sample_idx=sample_idx,
+            attention_metadata=AttentionMetadata(
+                query_start=query_start,
+                kv_lens=kv_lens,
+                block_tables=block_tables,
+                query_lens_host=self.query_lens,
+                kv_lens_host=self.kv_lens,
+                num_decodes=next((n for n, query_len in enumerate(self.query_lens) if query_len != 1), len(self.query_lens)),
+            ),
+            samplers=self.samplers,
+            sampling_rows=[mirrors[n] for n in self.samplers],
+            prompt_spans=tuple(
+                PromptSpan(row_idx=n, first=first, targets=targets)
+                for (n, first, _), targets in zip(self.spans, spans, strict=True)
+            ),
+        )
+
+
+def lay_out(
+    rows: Sequence[Row], mirrors: Sequence[Mirror], *, block_size: int, tables: NDArray[np.int32] | None = None
+) -> StepLayout:
+    """A step whose plan was checked. `mirrors` are those of `rows`, with the new blocks appended.
+
+    tables: the `block_tables` of the step, where they are made anyhow
+    """
     query_lens = np.array([row.num_scheduled_tokens for row in rows], dtype=np.int64)
     starts = np.array([mirror.num_computed_tokens for mirror in mirrors], dtype=np.int64)
     kv_lens = starts + query_lens
     query_ends = query_lens.cumsum()
     query_start = np.zeros(len(rows) + 1, dtype=np.int32)
     query_start[1:] = query_ends
-    row_of_token = np.repeat(np.arange(len(rows)), query_lens)
-    positions = np.arange(query_ends[-1]) + (starts - query_start[:-1])[row_of_token]
-    block_tables = _block_tables(mirrors, kv_lens, block_size)
-    block_idx, offset = np.divmod(positions, block_size)
-    slots = block_tables[row_of_token, block_idx].astype(np.int64) * block_size + offset
+    positions = np.arange(query_ends[-1]) + np.repeat(starts - query_start[:-1], query_lens)
     query_lens_host, kv_lens_host = tuple(query_lens.tolist()), tuple(kv_lens.tolist())
+    if tables is None:
+        slots = _slots(mirrors, positions, query_start, block_size)
+    else:
+        block_idx, offset = np.divmod(positions, block_size)
+        slots = tables[np.repeat(np.arange(len(rows)), query_lens), block_idx].astype(np.int64) * block_size + offset
     # A token is sampled exactly when no uncomputed token is left after the step.
     samplers = tuple(n for n, mirror in enumerate(mirrors) if kv_lens_host[n] == mirror.num_tokens)
-    token_ids = _token_ids(mirrors, starts.tolist(), kv_lens_host)
-    sample_idx = query_ends[list(samplers)] - 1
-    spans = list(_prompt_spans(mirrors, query_start, kv_lens_host))
-    arrays = (token_ids, positions, slots, sample_idx, query_start, kv_lens.astype(np.int32), block_tables)
-    uploaded = transfers.upload((*arrays, *(targets for _, _, targets in spans)))
-    return BatchInputs(
-        token_ids=uploaded[0],
-        positions=uploaded[1],
-        slot_mapping=uploaded[2],
-        sample_idx=uploaded[3],
-        attention_metadata=AttentionMetadata(
-            query_start=uploaded[4],
-            kv_lens=uploaded[5],
-            block_tables=uploaded[6],
-            query_lens_host=query_lens_host,
-            kv_lens_host=kv_lens_host,
-            num_decodes=next((n for n, query_len in enumerate(query_lens_host) if query_len != 1), len(rows)),
-        ),
+    return StepLayout(
+        token_ids=_token_ids(mirrors, starts.tolist(), kv_lens_host),
+        positions=positions,
+        slots=slots,
+        sample_idx=query_ends[list(samplers)] - 1,
+        query_start=query_start,
+        query_lens=query_lens_host,
+        kv_lens=kv_lens_host,
         samplers=samplers,
-        sampling_rows=[mirrors[n] for n in samplers],
-        prompt_spans=tuple(
-            PromptSpan(row_idx=n, first=first, targets=targets)
-            for (n, first, _), targets in zip(spans, uploaded[len(arrays) :], strict=True)
-        ),
+        spans=list(_prompt_spans(mirrors, query_start, kv_lens_host)),
     )
+
+
+def block_tables(rows: Sequence[Row], mirrors: Sequence[Mirror], block_size: int) -> NDArray[np.int32]:
+    """[B, most blocks in use by a row] int32, padded with 0."""
+    num_blocks = [
+        -(-(mirror.num_computed_tokens + row.num_scheduled_tokens) // block_size)
+        for row, mirror in zip(rows, mirrors, strict=True)
+    ]
+    tables = np.zeros((len(mirrors), max(num_blocks)), dtype=np.int32)
+    for table, mirror, count in zip(tables, mirrors, num_blocks, strict=True):
+        table[:count] = mirror.block_table[:count]
+    return tables
 
 
 def _distinct(verb: str, sequence_ids: Sequence[int]) -> set[int]:
@@ -186,13 +240,19 @@ def _token_ids(mirrors: Sequence[Mirror], starts: Sequence[int], ends: Sequence[
     return np.concatenate([mirror.token_ids[start:end] for mirror, start, end in zip(mirrors, starts, ends, strict=True)])
 
 
-def _block_tables(mirrors: Sequence[Mirror], kv_lens: NDArray[np.int64], block_size: int) -> NDArray[np.int32]:
-    """[B, most blocks in use by a row] int32, padded with 0."""
-    num_blocks = (-(-kv_lens // block_size)).tolist()
-    tables = np.zeros((len(mirrors), max(num_blocks)), dtype=np.int32)
-    for table, mirror, count in zip(tables, mirrors, num_blocks, strict=True):
-        table[:count] = mirror.block_table[:count]
-    return tables
+def _slots(
+    mirrors: Sequence[Mirror], positions: NDArray[np.int64], query_start: NDArray[np.int32], block_size: int
+) -> NDArray[np.int64]:
+    """[T] of tokens at these positions; those of a row follow each other."""
+    block_idx, offset = np.divmod(positions, block_size)
+    first, last = block_idx[query_start[:-1]], block_idx[query_start[1:] - 1]
+    # The blocks that the rows write, behind each other, of which a token's block is looked up.
+    ends = (last + 1).tolist()
+    parts = [mirror.blocks(begin, end) for mirror, begin, end in zip(mirrors, first.tolist(), ends, strict=True)]
+    num_blocks = last - first + 1
+    shift = num_blocks.cumsum() - num_blocks - first  # from a row's column to its place among them
+    blocks: NDArray[np.int32] = np.concatenate(parts)[np.repeat(shift, np.diff(query_start)) + block_idx]
+    return blocks.astype(np.int64) * block_size + offset
 
 
 def _prompt_spans(

@@ -1,8 +1,8 @@
 """Replays decode steps from CUDA graphs, so that a step costs the host one launch instead of hundreds.
 
 A graph computes a fixed number of rows from fixed memory. So a batch is padded to the next captured size: what a graph reads
-lies in persistent buffers, every row of which is either written for this step or empty, and an empty row reads no block and
-writes to slot -1. Must never replay on inputs of an earlier step, and never change what a step computes.
+lies in persistent memory, every row of which is written for each step, or emptied. Must never replay on inputs of an earlier
+step, and never change what a step computes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from text_gen_server.attention.metadata import AttentionMetadata
+from text_gen_server.decode_rows import DecodeRows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -60,6 +61,7 @@ class GraphLimits:
 
     sizes: tuple[int, ...]  # batch sizes, ascending; none = no graphs
     max_total_tokens: int  # longest sequence
+    is_alone: bool = True  # no other rank computes the same batches, and must compute them with as many rows
 
 
 def graph_sizes(asked: Sequence[int] | None, max_batch_size: int) -> tuple[int, ...]:
@@ -80,6 +82,27 @@ def choose_capture(device: torch.device, attention: str) -> Callable[[], Capture
     return CudaCapture if device.type == "cuda" and attention in CAPTURED_ATTENTION else None
 
 
+@dataclass(frozen=True)
+class GraphInputs:
+    """What the graph of one size reads. It does so once a forward is given these very objects; a forward that is given a step
+    elsewhere copies it here first.
+    """
+
+    rows: DecodeRows
+    metadata: AttentionMetadata  # of all rows; what the host is told of lengths is the worst case
+
+    def copy_from(self, token_ids: Tensor, positions: Tensor, slot_mapping: Tensor, metadata: AttentionMetadata) -> None:
+        """Puts a step of one token per row into the first rows and empties those behind."""
+        num_rows, num_blocks = metadata.block_tables.shape
+        assert num_blocks <= self.rows.block_tables.shape[1], "a block table fits the longest sequence"
+        self.rows.part(slice(num_rows, None)).clear()
+        filled = self.rows.part(slice(num_rows))
+        for target, source in zip(filled.vectors(), (token_ids, positions, slot_mapping, metadata.kv_lens), strict=True):
+            target.copy_(source, non_blocking=True)
+        filled.block_tables[:, :num_blocks].copy_(metadata.block_tables, non_blocking=True)
+        filled.block_tables[:, num_blocks:].zero_()
+
+
 class GraphedModel:
     """A `CausalLM` whose decode steps are replayed. All other steps, and batches above the largest size, run as they are.
 
@@ -93,9 +116,11 @@ class GraphedModel:
         self.model = model
         self.kv_cache = kv_cache
         self.capture = capture
+        self.is_alone = limits.is_alone
         self.sizes = list(limits.sizes)
         self.graphs: dict[int, Graph] = {}
         self.buffers = _Buffers(limits, kv_cache.block_size, device) if limits.sizes else None
+        self.inputs: dict[int, GraphInputs] = {}  # of the graphs
 
     def wanted(self) -> Iterator[WantedTensor]:
         return self.model.wanted()
@@ -115,12 +140,18 @@ class GraphedModel:
         attention_metadata: AttentionMetadata,
         kv_cache: KVCache,
     ) -> Tensor:
-        """See `CausalLM`. What a replayed step returns is overwritten by the next one."""
+        """See `CausalLM`. What a replayed step returns is overwritten by the next one; of a step that was made where its graph
+        reads it, the hidden states of empty rows are returned too.
+        """
+        in_place = self.inputs.get(len(token_ids))
+        if in_place is not None and attention_metadata is in_place.metadata:
+            assert kv_cache is self.kv_cache, "a graph reads the KV cache with which it was captured"
+            return self._replay(len(token_ids))
         num_rows = len(attention_metadata.kv_lens_host)
         # Memory that was measured with another KV cache must not be read through graphs of this one.
         is_decode = attention_metadata.num_decodes == num_rows and kv_cache is self.kv_cache
-        graph = self._graph_for(num_rows) if is_decode else None
-        if graph is None or self.buffers is None:
+        inputs = self.inputs_for(num_rows) if is_decode else None
+        if inputs is None:
             return self.model.forward(
                 token_ids=token_ids,
                 positions=positions,
@@ -128,9 +159,24 @@ class GraphedModel:
                 attention_metadata=attention_metadata,
                 kv_cache=kv_cache,
             )
-        self.buffers.fill(token_ids, positions, slot_mapping, attention_metadata)
-        graph.replay()
-        return graph.output[:num_rows]
+        inputs.copy_from(token_ids, positions, slot_mapping, attention_metadata)
+        return self._replay(len(inputs.rows.token_ids))[:num_rows]
+
+    def inputs_for(self, num_rows: int) -> GraphInputs | None:
+        """Where the smallest graph that holds so many decodes reads them, captured if it must be; None: they run as they are.
+
+        Whoever writes a step there writes all rows, and calls `forward` with it before anything else is written.
+        """
+        if self.sizes and not self.graphs:
+            self._capture(self.sizes[-1])
+        while True:
+            index = bisect_left(self.sizes, num_rows)
+            if index == len(self.sizes):
+                return None
+            size = self.sizes[index]
+            if size in self.graphs:
+                return self.inputs[size]
+            self._capture(size)
 
     def capture_next(self) -> bool:
         """Captures the largest size that is still missing. False where none is: for a caller that has time to spare."""
@@ -159,39 +205,38 @@ class GraphedModel:
         second = used_bytes() - before - first
         return self.buffers.num_bytes + max(first, 0) + (num_sizes - 1) * max(second, LEAST_GRAPH_BYTES)
 
-    def _graph_for(self, num_rows: int) -> Graph | None:
-        """The smallest graph that holds the rows, captured if it must be."""
-        if self.sizes and not self.graphs:
-            self._capture(self.sizes[-1])
-        while True:
-            index = bisect_left(self.sizes, num_rows)
-            if index == len(self.sizes):
-                return None
-            size = self.sizes[index]
-            if size in self.graphs:
-                return self.graphs[size]
-            self._capture(size)
+    def _replay(self, size: int) -> Tensor:
+        graph = self.graphs[size]
+        graph.replay()
+        return graph.output
 
     def _capture(self, size: int) -> None:
-        """Adds the graph of `size`, or gives the size up where memory does not suffice."""
+        """Adds the graph of `size`. Where memory does not suffice, a rank that is alone gives the size up.
+
+        torch.OutOfMemoryError where it is not: the others would replay the graph, and wait for sums of more rows.
+        """
         assert self.buffers is not None, "where there are sizes there are buffers"
-        buffers = self.buffers
-        buffers.clear()
+        inputs = self.buffers.first(size)
+        inputs.rows.clear()  # so that a capture reads and writes nobody's blocks
 
         def compute() -> Tensor:
             return self.model.forward(
-                token_ids=buffers.token_ids[:size],
-                positions=buffers.positions[:size],
-                slot_mapping=buffers.slot_mapping[:size],
-                attention_metadata=buffers.metadata(size),
+                token_ids=inputs.rows.token_ids,
+                positions=inputs.rows.positions,
+                slot_mapping=inputs.rows.slot_mapping,
+                attention_metadata=inputs.metadata,
                 kv_cache=self.kv_cache,
             )
 
         try:
             self.graphs[size] = self.capture(compute)
         except torch.OutOfMemoryError:
+            if not self.is_alone:
+                raise
             log.warning("no memory for a CUDA graph of %d rows; such batches are computed without", size)
             self.sizes.remove(size)
+        else:
+            self.inputs[size] = inputs
 
 
 class _Buffers:
@@ -200,59 +245,24 @@ class _Buffers:
     def __init__(self, limits: GraphLimits, block_size: int, device: torch.device) -> None:
         size = limits.sizes[-1]
         self.max_total_tokens = limits.max_total_tokens
-        self.token_ids = torch.zeros(size, dtype=torch.int64, device=device)
-        self.positions = torch.zeros(size, dtype=torch.int64, device=device)
-        self.slot_mapping = torch.full((size,), -1, dtype=torch.int64, device=device)
-        self.kv_lens = torch.zeros(size, dtype=torch.int32, device=device)
-        self.block_tables = torch.zeros((size, -(-limits.max_total_tokens // block_size)), dtype=torch.int32, device=device)
+        self.rows = DecodeRows.allocate(size, -(-limits.max_total_tokens // block_size), device)
         self.query_start = torch.arange(size + 1, dtype=torch.int32, device=device)
-        self.num_rows = 0  # of the step in the buffers; those behind are empty
-        self.num_blocks = 0  # widest block table in them
-
-    def fill(self, token_ids: Tensor, positions: Tensor, slot_mapping: Tensor, metadata: AttentionMetadata) -> None:
-        """Puts a step of one token per row into the first rows and empties those behind."""
-        num_rows, num_blocks = metadata.block_tables.shape
-        assert num_blocks <= self.block_tables.shape[1], "a block table fits the longest sequence"
-        self._empty(num_rows)
-        self.num_rows = num_rows
-        sources = (token_ids, positions, slot_mapping, metadata.kv_lens)
-        for target, source in zip(self._vectors(), sources, strict=True):
-            target[:num_rows].copy_(source, non_blocking=True)
-        self.block_tables[:num_rows, :num_blocks].copy_(metadata.block_tables, non_blocking=True)
-        if num_blocks < self.num_blocks:
-            self.block_tables[:num_rows, num_blocks : self.num_blocks].zero_()
-        self.num_blocks = num_blocks
 
     @property
     def num_bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in (*self._vectors(), self.block_tables, self.query_start))
+        return self.rows.num_bytes + self.query_start.nbytes
 
-    def clear(self) -> None:
-        """Empties all rows, so that a capture reads and writes nobody's blocks."""
-        self._empty(0)
-        self.num_blocks = 0
-
-    def metadata(self, size: int) -> AttentionMetadata:
-        """Of the first `size` rows. What the host is told of lengths is the worst case."""
-        return AttentionMetadata(
+    def first(self, size: int) -> GraphInputs:
+        rows = self.rows.part(slice(size))
+        metadata = AttentionMetadata(
             query_start=self.query_start[: size + 1],
-            kv_lens=self.kv_lens[:size],
-            block_tables=self.block_tables[:size],
+            kv_lens=rows.kv_lens,
+            block_tables=rows.block_tables,
             query_lens_host=(1,) * size,
             kv_lens_host=(self.max_total_tokens,) * size,
             num_decodes=size,
         )
-
-    def _vectors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.token_ids, self.positions, self.slot_mapping, self.kv_lens
-
-    def _empty(self, first: int) -> None:
-        """Empties the rows from `first` on that the step before had filled."""
-        if first < self.num_rows:
-            for vector, value in zip(self._vectors(), (0, 0, -1, 0), strict=True):
-                vector[first : self.num_rows].fill_(value)
-            self.block_tables[first : self.num_rows].zero_()
-            self.num_rows = first
+        return GraphInputs(rows, metadata)
 
 
 class CudaCapture:

@@ -85,9 +85,9 @@ class Runner:
     def _compute(self, plan: StepPlan, mirrors: list[Mirror], late_masks: LateMasks | None) -> LaunchedStep:
         if not plan.rows:
             return LaunchedStep(plan, SampledRows(), Leavings(), self.transfers)
-        batch = self.inputs.build(plan.rows, mirrors)
+        batch = self.inputs.build(plan.rows, mirrors, self._sampled_before())
         hidden = self.model.forward(
-            token_ids=self._sampled_before(batch.token_ids),
+            token_ids=batch.token_ids,
             positions=batch.positions,
             slot_mapping=batch.slot_mapping,
             attention_metadata=batch.attention_metadata,
@@ -105,12 +105,10 @@ class Runner:
         sampled = SampledRows(batch.samplers, batch.sampling_rows, positions)
         return LaunchedStep(plan, sampled, Leavings(token_ids, samples, prompt_logprobs), self.transfers)
 
-    def _sampled_before(self, token_ids: Tensor) -> Tensor:
-        """[T] int64 with the tokens that the step before samples in the place of numbers below 0."""
+    def _sampled_before(self) -> Tensor | None:
+        """[N] int64, the tokens of the step before, where the mirrors do not know them yet."""
         before = self._launched[-1] if self._launched else None
-        if before is None or before.is_resolved or before.token_ids is None:
-            return token_ids
-        return torch.where(token_ids < 0, before.token_ids[(-1 - token_ids).clamp_(min=0)], token_ids)
+        return None if before is None or before.is_resolved else before.token_ids
 
     def _resolve(self, steps: list[LaunchedStep]) -> None:
         for step in steps:

@@ -38,7 +38,7 @@ from text_gen_server.runner import PROMPT_LOGITS_BYTES, Runner
 from text_gen_server.sampling.choose import choose_sampler
 from text_gen_server.step_inputs import choose_inputs
 from text_gen_server.transfers import choose_transfers
-from text_gen_server.warm_up import EVERYTHING, USUAL, run_step
+from text_gen_server.warm_up import EVERYTHING, PROMPT_LOGPROBS, USUAL, run_step
 from text_gen_server.weights import read_kv_scales
 
 log = logging.getLogger("text_gen_server")
@@ -86,6 +86,7 @@ class Shard:
         self.config = config
         self.fingerprint = model_fingerprint(options.model_dir)
         self.device = _choose_device(options)
+        self.is_gpu = self.device.type == "cuda"  # with memory of its own, and kernels that are compiled when first launched
         self.dtype = _choose_dtype(options, config, self.device)
         self.ops = choose_ops(
             dtype=self.dtype,
@@ -139,18 +140,31 @@ class Shard:
         if self._prepared is not None:
             assert self._prepared[0] == parameters, "the caller refuses another preparation"
             return self._prepared[1]
+        self._fit_attention(parameters.block_size)
         limits = self._plan_limits(parameters)
         size = self._agree_on_size(parameters, limits)
         log.info("KV cache: %s", size.arithmetic)
         self.runner = self._new_runner(limits, size.num_blocks)
         self._compile_kernels(self.runner.kv_cache)
         num_tokens = min(8, limits.max_step_tokens, limits.max_total_tokens, size.num_tokens)
-        for sampling in (USUAL, EVERYTHING) if self.device.type == "cuda" else (USUAL,):
+        for sampling in (USUAL, EVERYTHING) if self.is_gpu else (USUAL,):
             run_step(self.runner, num_tokens=num_tokens, sampling=sampling)
         if isinstance(self.runner.model, GraphedModel):
             self._capture_graphs(self.runner.model)
+        if self.is_gpu:
+            run_step(self.runner, num_tokens=1, sampling=USUAL)  # a decode, whose inputs have a kernel of their own
         self._prepared = (parameters, size)
         return size
+
+    def _fit_attention(self, block_size: int) -> None:
+        """What was chosen may not read blocks of the size that the router wants, where it wants one (0: it does not)."""
+        chosen = choose_attention(
+            self.options.attention, device=self.device, dtype=self.kv_dtype, config=self.config, block_size=block_size or None
+        )
+        if chosen.name != self.attention.name:
+            log.warning("attention %s for blocks of %d tokens, not %s", chosen.name, block_size, self.attention.name)
+            self.attention = self.model.attention = chosen
+            self._make_capture = choose_capture(self.device, chosen.name)
 
     def _capture_graphs(self, graphed: GraphedModel) -> None:
         started = time.monotonic()
@@ -160,7 +174,7 @@ class Shard:
 
     def _compile_kernels(self, kv_cache: KVCache) -> None:
         """So that no request waits for a compiler. The other kernels have a form or two, which the first steps compile."""
-        if self.device.type == "cuda" and isinstance(self.attention, CompiledAttention):
+        if self.is_gpu and isinstance(self.attention, CompiledAttention):
             heads = self.tensor_parallel.split(self.config.num_heads, "attention heads")
             num_heads = heads.stop - heads.start
             self.attention.compile_kernels(kv_cache, num_heads=num_heads, dtype=self.ops.activation_dtype)
@@ -215,7 +229,7 @@ class Shard:
         )
 
     def _memory_budget(self, limits: PlanLimits) -> MemoryBudget:
-        if self.device.type == "cuda":
+        if self.is_gpu:
             activation_bytes, graph_bytes = self._measure_steps(limits)
             return cuda_budget(
                 activation_bytes=activation_bytes,
@@ -229,8 +243,9 @@ class Shard:
         return cpu_budget(activation_bytes=bound + PROMPT_LOGITS_BYTES, num_ranks=self.options.world_size)
 
     def _measure_steps(self, limits: PlanLimits) -> tuple[int, int]:
-        """Most memory that a step takes beside weights and KV cache (all its tokens, and in every row whatever a request may
-        ask of a sampler), holes that the allocator leaves included; and what graphs keep. In bytes.
+        """Most memory that a step takes beside weights and KV cache, holes that the allocator leaves included; and what graphs
+        keep. In bytes. The worst steps have all their tokens, and ask in every row whatever a request may ask of a sampler, or
+        of one prompt all log-probabilities.
         """
         num_blocks = -(-limits.max_step_tokens // limits.block_size) + limits.max_batch_size
         runner = self._new_runner(limits, num_blocks)
@@ -238,8 +253,9 @@ class Shard:
         before = torch.cuda.memory_reserved(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
         run_step(runner, num_tokens=limits.max_step_tokens, sampling=EVERYTHING, masked=True)
+        run_step(runner, num_tokens=limits.max_step_tokens, sampling=PROMPT_LOGPROBS, most_sequences=1)
         peak_bytes = torch.cuda.max_memory_reserved(self.device) - before
-        activation_bytes = peak_bytes + PROMPT_LOGITS_BYTES + runner.inputs.num_bytes
+        activation_bytes = peak_bytes + runner.inputs.num_bytes
         if not isinstance(runner.model, GraphedModel):
             return activation_bytes, 0
         with torch.inference_mode():
@@ -255,14 +271,15 @@ class Shard:
             device=self.device,
             scales=self.kv_scales,
         )
-        transfers = choose_transfers(self.device)
+        transfers, model = choose_transfers(self.device), self._driven_model(kv_cache, limits)
+        graphed = model if isinstance(model, GraphedModel) else None
         return Runner(
-            self._driven_model(kv_cache, limits),
+            model,
             kv_cache=kv_cache,
             tensor_parallel=self.tensor_parallel,
             limits=replace(limits, num_blocks=num_blocks),
             transfers=transfers,
-            inputs=choose_inputs(self.device, limits, transfers),
+            inputs=choose_inputs(self.device, limits, transfers, graphed),
             sample=choose_sampler(self.device, self.ops.summarize, self.ops.draw),
         )
 
@@ -270,7 +287,8 @@ class Shard:
         """The model as a runner drives it: here is wrapped around it what makes steps cheaper on this device."""
         if self._make_capture is not None:
             sizes = graph_sizes(self.options.cuda_graphs, limits.max_batch_size)
-            graph_limits = GraphLimits(sizes=sizes, max_total_tokens=limits.max_total_tokens)
+            is_alone = self.tensor_parallel.world_size == 1
+            graph_limits = GraphLimits(sizes=sizes, max_total_tokens=limits.max_total_tokens, is_alone=is_alone)
             return GraphedModel(
                 self.model, kv_cache=kv_cache, limits=graph_limits, capture=self._make_capture(), device=self.device
             )

@@ -2,6 +2,8 @@
 loading of kernels) before a request waits for it.
 """
 
+from dataclasses import replace
+
 from text_gen_server.masks import WORD_BYTES
 from text_gen_server.plan import NewSequence, Row, SamplingParameters, StepPlan
 from text_gen_server.runner import Runner
@@ -27,13 +29,25 @@ EVERYTHING = SamplingParameters(
 )
 
 
-def run_step(runner: Runner, *, num_tokens: int, sampling: SamplingParameters, masked: bool = False) -> None:
+# With one long prompt in a step it takes the most memory, and with many short ones hardly any.
+PROMPT_LOGPROBS = replace(USUAL, prompt_logprobs=True)
+
+
+def run_step(
+    runner: Runner,
+    *,
+    num_tokens: int,
+    sampling: SamplingParameters,
+    masked: bool = False,
+    most_sequences: int | None = None,
+) -> None:
     """One step of `num_tokens` tokens over as many sequences as there may be, each of which samples; leaves none behind.
 
     masked: every row has a mask, which allows every token
+    most_sequences: fewer than there may be; what they have no place for is left out
     """
     limits = runner.limits
-    num_sequences = min(limits.max_batch_size, num_tokens)
+    num_sequences = min(most_sequences or limits.max_batch_size, num_tokens)
     mask = b"\xff" * (-(-limits.vocab_size // (8 * WORD_BYTES)) * WORD_BYTES)
     new_sequences, rows, first_block = [], [], 0
     for n in range(num_sequences):

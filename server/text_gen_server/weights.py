@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from text_gen_server.checkpoint import TensorEntry, read_checkpoint
-from text_gen_server.file_copies import copy_tensors
+from text_gen_server.file_copies import Target, copy_tensors
 from text_gen_server.fp8_config import KEY_SCALES, VALUE_SCALES, KVScales
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class WantedTensor:
 
     name: str
     shape: tuple[int, ...]  # of the whole tensor in the checkpoint
-    target: Tensor  # of this rank's part, in its final dtype and place; the part is broadcast to its shape
+    target: Target  # of this rank's part, in its final form and place; the part is broadcast to its shape
     part: tuple[slice, ...]  # of the leading dimensions; () = the whole tensor
     is_scale: bool = False  # dimensions of 1 do not count, and one number may stand for all
 
@@ -51,7 +51,8 @@ class WantedTensor:
     @property
     def source_dtypes(self) -> dict[str, torch.dtype]:
         """Those the checkpoint's tensor may have, by their names there."""
-        return FP8_DTYPES if self.target.dtype in FP8_DTYPES.values() else DTYPES
+        is_fp8 = isinstance(self.target, torch.Tensor) and self.target.dtype in FP8_DTYPES.values()
+        return FP8_DTYPES if is_fp8 else DTYPES
 
 
 def load_weights(folder: Path, wanted: Iterable[WantedTensor], *, ignored: frozenset[str] = frozenset()) -> None:
@@ -121,7 +122,7 @@ def _mismatches(
     return problems
 
 
-def _pairs(wanted: list[tuple[TensorEntry, WantedTensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+def _pairs(wanted: list[tuple[TensorEntry, WantedTensor]]) -> Iterator[tuple[Tensor, Target]]:
     """What is in the files beside where it goes, in the order of the files, so that the disk is read ahead."""
     memory: dict[Path, mmap.mmap] = {}
     for entry, tensor in sorted(wanted, key=lambda pair: (pair[0].file, pair[0].begin)):

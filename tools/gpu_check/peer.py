@@ -15,7 +15,7 @@ from text_gen_server.distributed import TensorParallel
 from text_gen_server.plan import NewSequence, PlanLimits, Row, SampledToken, StepPlan
 from text_gen_server.runner import Runner
 from text_gen_server.sampling import fused
-from text_gen_server.step_inputs import DeviceInputs
+from text_gen_server.step_inputs import DeviceInputs, choose_fill
 from text_gen_server.transfers import choose_transfers
 
 from gpu_check.report import Measurement
@@ -141,7 +141,7 @@ def _make_runner(model: CausalLM, attention: Attention, scale: Scale, device: to
         tensor_parallel=TensorParallel.single(),
         limits=limits,
         transfers=transfers,
-        inputs=DeviceInputs(limits, transfers, device),
+        inputs=DeviceInputs(limits, transfers, device, graphed=graphed, fill=choose_fill()),
         sample=fused.sample,
     )
 

@@ -9,7 +9,7 @@ from text_gen_server.distributed import TensorParallel
 from text_gen_server.plan import NewSequence, PlanLimits, Row, SampledToken, SamplingParameters, StepPlan, StepResult
 from text_gen_server.runner import Runner
 from text_gen_server.sampling import fused
-from text_gen_server.step_inputs import DeviceInputs
+from text_gen_server.step_inputs import DeviceInputs, choose_fill
 from text_gen_server.transfers import choose_transfers
 
 from gpu_check.synthetic import EagerCapture, make_cache
@@ -52,7 +52,7 @@ class Stepper:
         )
         self.device = device
         self.model = model
-        self.runner = self._runner(model)
+        self.runner = self._runner(model, None)
         self.step_id = 0
 
     def with_graphs(self) -> Stepper:
@@ -65,7 +65,7 @@ class Stepper:
             device=self.device,
         )
         graphed.capture_all()
-        self.runner = self._runner(graphed)
+        self.runner = self._runner(graphed, graphed)
         return self
 
     def begin(self, prompt_len: int, kinds: tuple[SamplingParameters, ...], *, is_computed: bool = False) -> StepPlan:
@@ -112,7 +112,7 @@ class Stepper:
         if before is not None:
             yield self.runner.collect(before)
 
-    def _runner(self, model: CausalLM) -> Runner:
+    def _runner(self, model: CausalLM, graphed: GraphedModel | None) -> Runner:
         transfers = choose_transfers(self.device)
         return Runner(
             model,
@@ -120,7 +120,7 @@ class Stepper:
             tensor_parallel=TensorParallel.single(),
             limits=self.limits,
             transfers=transfers,
-            inputs=DeviceInputs(self.limits, transfers, self.device),
+            inputs=DeviceInputs(self.limits, transfers, self.device, graphed=graphed, fill=choose_fill()),
             sample=fused.sample,
         )
 

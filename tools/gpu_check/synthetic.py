@@ -53,13 +53,14 @@ def make_model(
     model: CausalLM = FAMILIES[config.architecture](config, placement, attention)
     generator = torch.Generator(device).manual_seed(0)
     for wanted in model.wanted():
+        drawn = torch.empty(wanted.shape, dtype=drawn_in or dtype, device=device)
         if len(wanted.shape) == 1:
-            wanted.target.fill_(1.0)  # a norm
+            drawn.fill_(1.0)  # a norm
         else:
-            drawn = torch.empty_like(wanted.target, dtype=drawn_in or dtype)
-            wanted.target.copy_(drawn.normal_(std=wanted.shape[-1] ** -0.5, generator=generator))
+            drawn.normal_(std=wanted.shape[-1] ** -0.5, generator=generator)
+        wanted.target.copy_(drawn)
         if also is not None:
-            also[wanted.name].detach().copy_(wanted.target.expand(wanted.shape))
+            also[wanted.name].detach().copy_(drawn)
     model.pack()
     return model
 

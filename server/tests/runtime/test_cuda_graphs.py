@@ -142,6 +142,42 @@ def test_nothing_of_an_earlier_step_is_left() -> None:
     assert model.seen[-1].slots == [3000, 3001, 3002, -1]
 
 
+def test_a_step_that_was_made_where_its_graph_reads_it_is_not_copied() -> None:
+    graphed, model, capture = make((2, 4))
+    run(graphed, decode([9, 10, 11, 12], first_block=1))
+    place = graphed.inputs_for(3)
+    assert place is not None
+    assert place.metadata.num_decodes == 4, "empty rows are rows of the step"
+    inputs = decode([5, 30, 2], first_block=2)
+    place.copy_from(*(inputs[name] for name in ("token_ids", "positions", "slot_mapping", "attention_metadata")))
+    rows, num_seen = place.rows, len(model.seen)
+    output = graphed.forward(
+        token_ids=rows.token_ids,
+        positions=rows.positions,
+        slot_mapping=rows.slot_mapping,
+        attention_metadata=place.metadata,
+        kv_cache=graphed.kv_cache,
+    )
+    assert torch.equal(output[:3], eager(inputs))
+    assert len(output) == 4
+    assert (capture.sizes, len(model.seen)) == ([4], num_seen + 1)
+    assert model.seen[-1].slots == [2000, 2001, 2002, -1]
+    with pytest.raises(AssertionError, match="the KV cache with which it was captured"):
+        graphed.forward(
+            token_ids=rows.token_ids,
+            positions=rows.positions,
+            slot_mapping=rows.slot_mapping,
+            attention_metadata=place.metadata,
+            kv_cache=make_cache(),
+        )
+
+
+@pytest.mark.parametrize("sizes", [(), (2,)])
+def test_where_there_is_no_graph_there_is_no_place_for_its_inputs(sizes: tuple[int, ...]) -> None:
+    graphed, _, _ = make(sizes)
+    assert graphed.inputs_for(3) is None
+
+
 def test_a_graph_is_told_the_worst_case_on_the_host() -> None:
     graphed, model, _ = make((4,))
     run(graphed, decode([3, 3]))
@@ -190,7 +226,8 @@ def test_all_sizes_are_captured_at_once_where_it_is_asked_for() -> None:
 )
 def test_the_memory_of_graphs_is_judged_by_the_two_largest(sizes: tuple[int, ...], used: list[int], expected: int) -> None:
     graphed, _, capture = make(sizes)
-    inputs = sum(tensor.nbytes for tensor in vars(graphed.buffers).values() if isinstance(tensor, Tensor)) if sizes else 0
+    largest = sizes[-1] if sizes else 0
+    inputs = largest * (3 * 8 + 4 + 4 * MAX_TOTAL_TOKENS // BLOCK_SIZE) + (4 * (largest + 1) if sizes else 0)
     assert graphed.measure_bytes(iter(used).__next__) == inputs + expected
     assert capture.sizes == list(sizes[::-1][:2])
 
@@ -253,6 +290,14 @@ def test_a_size_without_memory_is_given_up_and_the_others_stay(caplog: pytest.Lo
         assert torch.equal(run(graphed, inputs), eager(inputs))
     assert capture.sizes == [8, 2, 1]
     assert "no memory for a CUDA graph of 8 rows" in caplog.text
+
+
+def test_a_size_without_memory_is_an_error_where_other_ranks_have_it() -> None:
+    limits = GraphLimits(sizes=(1, 8), max_total_tokens=MAX_TOTAL_TOKENS, is_alone=False)
+    capture = FakeCapture(fails_above=4)
+    graphed = GraphedModel(FakeModel(), kv_cache=make_cache(), limits=limits, capture=capture, device=CPU)
+    with pytest.raises(torch.OutOfMemoryError):
+        graphed.capture_all()
 
 
 def test_the_rest_of_the_model_is_the_model() -> None:

@@ -10,8 +10,10 @@ import pytest
 import torch
 from text_gen_server.batch import BatchInputs, Mirror
 from text_gen_server.plan import PlanLimits, Row
-from text_gen_server.step_inputs import DeviceInputs, HostInputs, choose_inputs
+from text_gen_server.step_inputs import DeviceInputs, FillDecodeRows, HostInputs, choose_inputs
 from text_gen_server.transfers import HostTransfers, Transfers
+from text_gen_server.triton_kernels import plain
+from torch import Tensor
 
 from runtime.fakes import CPU, FakeRouter, fake_runner, token_of
 
@@ -21,18 +23,18 @@ PROMPT = [3, 14, 15, 92, 65]
 class BothInputs:
     """Makes the inputs in both ways and compares them; gives those of the device."""
 
-    def __init__(self, limits: PlanLimits, transfers: Transfers) -> None:
+    def __init__(self, limits: PlanLimits, transfers: Transfers, fill: FillDecodeRows = plain.fill_decode_rows) -> None:
         # Few rows, so that the tables must grow.
-        self.device = DeviceInputs(replace(limits, max_batch_size=2), transfers, CPU)
+        self.device = DeviceInputs(replace(limits, max_batch_size=2), transfers, CPU, graphed=None, fill=fill)
         self.device.counting = torch.arange(limits.max_batch_size + 1)
         self.device.query_start = self.device.counting.to(torch.int32)
         self.host = HostInputs(limits, transfers)
         self.num_by_device = 0
         self.num_bytes = 0
 
-    def build(self, rows: Sequence[Row], mirrors: Sequence[Mirror]) -> BatchInputs:
-        expected = self.host.build(rows, mirrors)
-        found = self.device.build(rows, mirrors)
+    def build(self, rows: Sequence[Row], mirrors: Sequence[Mirror], sampled_before: Tensor | None) -> BatchInputs:
+        expected = self.host.build(rows, mirrors, sampled_before)
+        found = self.device.build(rows, mirrors, sampled_before)
         self.num_by_device += found.sample_idx.data_ptr() == self.device.counting.data_ptr()
         with torch._C.DisableTorchFunction():
             assert_equal(found, expected)
@@ -68,11 +70,13 @@ class Counting(HostTransfers):
         return super().upload(arrays)
 
 
-def test_a_decode_step_sends_three_numbers_for_each_row_and_two_for_each_new_block(babbling_folder: Path) -> None:
+def on_device(limits: PlanLimits, transfers: Transfers) -> DeviceInputs:
+    return DeviceInputs(limits, transfers, CPU, graphed=None, fill=plain.fill_decode_rows)
+
+
+def test_a_decode_step_sends_five_numbers_for_each_row_and_one_for_each_new_block(babbling_folder: Path) -> None:
     transfers = Counting()
-    runner = fake_runner(
-        babbling_folder, transfers=transfers, make_inputs=lambda limits, transfers: DeviceInputs(limits, transfers, CPU)
-    )
+    runner = fake_runner(babbling_folder, transfers=transfers, make_inputs=on_device)
     router = FakeRouter(runner)
     router.add(1, PROMPT)
     router.add(2, PROMPT[:3])
@@ -80,8 +84,8 @@ def test_a_decode_step_sends_three_numbers_for_each_row_and_two_for_each_new_blo
     transfers.sent.clear()
     for _ in range(5):
         router.step(s2=1, s1=1)
-    # Blocks of 4 tokens: the tables of both (2 and 1 blocks), then a new block when a row comes to 5 or 9 tokens.
-    assert transfers.sent == [6 + 6, 6 + 2, 6, 6 + 2, 6]
+    # Blocks of 4 tokens: a new block when a row comes to 5 or 9 tokens.
+    assert transfers.sent == [10, 10 + 1, 10, 10 + 1, 10]
 
 
 def test_a_row_that_had_another_sequence_shows_nothing_of_it(babbling_folder: Path) -> None:
@@ -125,17 +129,30 @@ def test_more_sequences_may_be_held_than_a_step_has_rows(babbling_folder: Path) 
     assert len(runner.inputs.device.free_rows) == 8  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("counts", [{"s1": 1, "s2": 3}, {"s2": 1}])
-def test_other_steps_are_made_on_the_host(babbling_folder: Path, counts: dict[str, int]) -> None:
+@pytest.mark.parametrize("counts", [{"s1": 1, "s2": 3}, {"s2": 1}, {"s2": 7, "s1": 1, "s3": 2}])
+def test_other_steps_are_those_of_the_host(babbling_folder: Path, counts: dict[str, int]) -> None:
     runner = fake_runner(babbling_folder, make_inputs=BothInputs)
     router = FakeRouter(runner)
-    router.add(1, PROMPT)
-    router.add(2, PROMPT)
+    for n in (1, 2, 3):
+        router.add(n, PROMPT * n)
     router.step(s1=5)
     router.step(**counts)
     assert runner.inputs.num_by_device == 0  # type: ignore[attr-defined]
+    router.step(**dict.fromkeys(counts, 1))
+
+
+def test_no_step_sends_a_block_twice(babbling_folder: Path) -> None:
+    transfers = Counting()
+    runner = fake_runner(babbling_folder, transfers=transfers, make_inputs=on_device)
+    router = FakeRouter(runner)
+    router.add(1, PROMPT * 8)
+    router.add(2, PROMPT * 4)
+    router.step(s1=17, s2=3)
+    router.step(s1=23, s2=1)
+    # Of each token three numbers, of each row that samples one, of each row six, one more; 5 and 1 new blocks, then 5 and 0.
+    assert transfers.sent == [20 * 3 + 0 + 2 * 6 + 1 + 6, 24 * 3 + 1 + 2 * 6 + 1 + 5]
 
 
 def test_a_host_makes_its_inputs_itself(babbling_folder: Path) -> None:
     limits = fake_runner(babbling_folder).limits
-    assert isinstance(choose_inputs(CPU, limits, HostTransfers()), HostInputs)
+    assert isinstance(choose_inputs(CPU, limits, HostTransfers(), None), HostInputs)

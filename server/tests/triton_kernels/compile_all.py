@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 import triton
-from text_gen_server.triton_kernels import activation, norm, paged_attention, quantize, rotary, sampler
+from text_gen_server.decode_rows import NUM_FIELDS, DecodeDeltas, DecodeRows
+from text_gen_server.triton_kernels import activation, decode_rows, norm, paged_attention, quantize, rotary, sampler
 from text_gen_server.triton_kernels.paged_attention import PagedKV, PagedRows, Scores
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
@@ -21,7 +22,8 @@ from triton.runtime.jit import JITFunction
 TARGET = GPUTarget("cuda", 90, 32)
 SHARED_MEMORY_BYTES = 227 * 1024  # of a program on Hopper
 KERNELS: dict[ModuleType, tuple[str, ...]] = {
-    activation: ("_silu_mul",),
+    activation: ("_silu_mul", "_silu_mul_fp8"),
+    decode_rows: ("_fill_rows",),
     norm: ("_add_rms_norm",),
     paged_attention: ("_attend_tile", "_join_splits"),
     quantize: ("_quantize_rows",),
@@ -113,9 +115,17 @@ def everything() -> None:
     attention(256, 16, 100, torch.float16, torch.float16)
     norm.add_rms_norm(empty(3, 4096), empty(3, 4096), empty(4096), 1e-5)
     norm.rms_norm(empty(3, 65536), empty(65536), 1e-5)
+    norm.add_rms_norm_fp8(empty(3, 4096), empty(3, 4096), empty(4096), 1e-5, None)
+    norm.add_rms_norm_fp8(empty(3, 8192), None, empty(8192), 1e-5, empty(dtype=torch.float32))
     activation.silu_mul(empty(3, 28672))
+    activation.silu_mul_fp8(empty(3, 28672), None)
+    activation.silu_mul_fp8(empty(3, 57344), empty(dtype=torch.float32))
     quantize.quantize_rows(empty(3, 4096))
     quantize.quantize_rows(empty(3, 28672), empty(dtype=torch.float32))
+    for num_rows, width in ((1, 1), (32, 8192), (33, 16)):
+        deltas = DecodeDeltas(ints(NUM_FIELDS * num_rows + 5), num_rows)
+        rows = DecodeRows.allocate(num_rows, width, torch.device("meta"))
+        decode_rows.fill_decode_rows(deltas, ints(64, width), empty(num_rows, dtype=torch.int64), rows, block_size=16)
     places = rotary.TokenPlaces(empty(3, 1, 128), empty(3, 1, 128), empty(3, dtype=torch.int64))
     for kv_dtype, head_norm in ((half, None), (fp8, rotary.HeadNorm(empty(40, 128), 1e-6)), (torch.float8_e5m2, None)):
         kv = PagedKV(*(empty(9, 16, 8, 128, dtype=kv_dtype) for _ in range(2)))
@@ -128,7 +138,8 @@ def everything() -> None:
             sampler.most_likely(logits, count, allowed)
     longs = empty(3, dtype=torch.int64)
     for longest in (1, 96, 100):
-        counts = sampler.count_tokens(empty(3, longest, dtype=torch.int64), longs, longs, 128256)
+        token_ids = empty(3 * longest, dtype=torch.int64)
+        counts = sampler.count_tokens(token_ids, longs, longs, longest=longest, vocab_size=128256)
     sampler.penalize_(logits, longs, counts, empty(3, 3, dtype=torch.float32))
 
 
@@ -138,3 +149,4 @@ if __name__ == "__main__":
     # Their sizes come from requests, which must not wait for a compiler.
     assert len(sampler._collect_largest.forms) == 2, "one with masks and one without"
     assert len(sampler._count_tokens.forms) == 1
+    assert len(decode_rows._fill_rows.forms) == 1, "for all sizes of batches and tables"

@@ -199,6 +199,18 @@ def test_blocks_that_a_package_refuses_are_refused_with_a_reason(
         attention.prepare(metadata, cache)
 
 
+@pytest.mark.parametrize(("block_size", "chosen"), [(None, "flash-attn"), (512, "flash-attn"), (16, "triton"), (264, "triton")])
+def test_the_size_of_blocks_has_a_say(
+    block_size: int | None, chosen: str, half_config: ModelConfig, packages: Callable[..., None]
+) -> None:
+    packages(flash=True, varlen=True)
+    options: dict[str, Any] = {"device": CUDA, "config": half_config, "dtype": torch.bfloat16, "block_size": block_size}
+    assert choose_attention("auto", **options).name == chosen
+    if chosen == "triton":
+        with pytest.raises(ValueError, match=f"'torch-varlen' needs a block size that 256 divides, not {block_size}; use auto"):
+            choose_attention("torch-varlen", **options)
+
+
 @pytest.mark.parametrize(
     ("flash", "varlen", "chosen"), [(True, True, "flash-attn"), (False, True, "torch-varlen"), (False, False, "triton")]
 )

@@ -74,7 +74,7 @@ def test_two_ranks_give_the_logits_of_one(folders: dict[str, Path], tmp_path: Pa
 def test_the_norm_leaves_what_it_was_given_before_the_first_layer() -> None:
     hidden = torch.randn(3, 8)
     before = hidden.clone()
-    _, residual = TritonOps(torch.float32).norm(torch.ones(8), 1e-5)(hidden, None)
+    _, residual = TritonOps(torch.float32).norm(torch.ones(8), 1e-5, None)(hidden, None)
     assert torch.equal(residual, before)
 
 

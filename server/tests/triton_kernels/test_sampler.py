@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from text_gen_server.plan import SamplingParameters
-from text_gen_server.sampling import fused, rng
+from text_gen_server.sampling import fused, processors, rng
 from text_gen_server.sampling.processors import SamplingRow, process
 from text_gen_server.sampling.sampler import Samples, sample
 from text_gen_server.sampling.summary import log_normalizer
+from text_gen_server.transfers import upload
 from text_gen_server.triton_kernels import sampler as kernels
 from torch import Tensor
 
@@ -111,12 +112,30 @@ def test_long_histories_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     chance = np.random.default_rng(0)
     lens, prompt_lens = [100, 33, 1], [40, 33, 1]
     tokens = chance.integers(0, 20, (3, 100))
-    counts = kernels.count_tokens(torch.from_numpy(tokens), torch.tensor(lens), torch.tensor(prompt_lens), 25)
+    behind_each_other = torch.from_numpy(np.concatenate([row[:length] for row, length in zip(tokens, lens, strict=True)]))
+    starts = torch.tensor([0, 100, 133, 134])
+    counts = kernels.count_tokens(behind_each_other, starts, torch.tensor(prompt_lens), longest=100, vocab_size=25)
     for n in range(3):
         for token in range(25):
             is_seen = token in tokens[n, : lens[n]]
             num_generated = int((tokens[n, prompt_lens[n] : lens[n]] == token).sum())
             assert counts[n, token] == 2 * num_generated + is_seen
+
+
+@pytest.mark.parametrize("module", [fused, processors])
+def test_a_long_history_does_not_lengthen_those_beside_it(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+
+    def remember(tensor: Tensor, device: torch.device) -> Tensor:
+        sent.append(tensor.numel())
+        return upload(tensor, device)
+
+    monkeypatch.setattr(module, "upload", remember)
+    penalized = replace(GREEDY, repetition_penalty=1.3)
+    rows = [row(penalized, tuple(range(200))), *[row(penalized, (n, n + 1)) for n in range(7)]]
+    function = fused._process if module is fused else process
+    torch.testing.assert_close(function(random_logits(8), rows), process(random_logits(8), rows), atol=1e-6, rtol=1e-6)
+    assert max(sent) == 200 + 7 * 2
 
 
 def test_everything_that_processors_do_is_kept() -> None:

@@ -1,23 +1,28 @@
 """A shard drives its model through graphs where its device has them, gives the same answers, and has counted their memory."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from runtime.fakes import FakeRouter, token_of
 from runtime.test_cuda_graphs import FakeCapture
 from text_gen_server import shard as shard_module
+from text_gen_server.attention.interface import Attention
 from text_gen_server.config import load_model_config
 from text_gen_server.cuda_graphs import LEAST_GRAPH_BYTES, GraphedModel
 from text_gen_server.memory import MIB
-from text_gen_server.plan import SamplingParameters
+from text_gen_server.plan import PlanLimits, SamplingParameters
 from text_gen_server.sampling import fused
 from text_gen_server.sampling.processors import SamplingRow
 from text_gen_server.sampling.sampler import Samples
 from text_gen_server.shard import PrepareParameters, Shard, ShardOptions
-from text_gen_server.warm_up import EVERYTHING, run_step
+from text_gen_server.step_inputs import DeviceInputs, FillDecodeRows
+from text_gen_server.transfers import Transfers
+from text_gen_server.triton_kernels import decode_rows, plain
+from text_gen_server.warm_up import EVERYTHING, PROMPT_LOGPROBS, run_step
 from tiny_models import write_model
 
 LIMITS = PrepareParameters(max_batch_prefill_tokens=32, max_batch_size=4, max_total_tokens=64)
@@ -49,17 +54,40 @@ def answers(shard: Shard) -> list[tuple[int, int, list[int]]]:
 
 
 def test_a_shard_with_graphs_answers_as_one_without(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = make_shard(folder, None)
-    plain.prepare(LIMITS)
-    assert not isinstance(plain.runner.model, GraphedModel)
+    without = make_shard(folder, None)
+    without.prepare(LIMITS)
+    assert not isinstance(without.runner.model, GraphedModel)
     capture = FakeCapture()
     monkeypatch.setattr(shard_module, "choose_capture", lambda *_: lambda: capture)
     graphed = make_shard(folder, (2, 9))
     graphed.prepare(LIMITS)
     assert isinstance(graphed.runner.model, GraphedModel)
     assert capture.sizes == [4, 2], "all are captured before the first plan; none is larger than a batch"
-    assert answers(graphed) == answers(plain)
+    assert answers(graphed) == answers(without)
     assert capture.sizes == [4, 2]
+
+
+@pytest.mark.parametrize("fill", [decode_rows.fill_decode_rows, plain.fill_decode_rows])
+def test_a_shard_whose_steps_are_made_where_graphs_read_them_answers_as_one_without(
+    fill: FillDecodeRows, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without = make_shard(folder, None)
+    without.prepare(LIMITS)
+    expected = answers(without)
+    made_for: list[GraphedModel | None] = []
+
+    def on_device(_: torch.device, limits: PlanLimits, transfers: Transfers, graphed: GraphedModel | None) -> DeviceInputs:
+        made_for.append(graphed)
+        return DeviceInputs(limits, transfers, torch.device("cpu"), graphed=graphed, fill=fill)
+
+    monkeypatch.setattr(shard_module, "choose_inputs", on_device)
+    for capture in (FakeCapture(), None):
+        make_capture = None if capture is None else lambda capture=capture: capture
+        monkeypatch.setattr(shard_module, "choose_capture", lambda *_, made=make_capture: made)
+        shard = make_shard(folder, (2, 3))
+        shard.prepare(LIMITS)
+        assert answers(shard) == expected
+    assert [graphed is not None for graphed in made_for] == [True, False]
 
 
 def test_zero_means_no_graphs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +108,7 @@ def test_the_kv_cache_is_sized_from_what_the_worst_step_and_the_graphs_leave(
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
     shard = make_shard(folder, (1, 2, 4))
     activation_bytes, graph_bytes = shard._measure_steps(shard._plan_limits(LIMITS))
-    assert activation_bytes == 20 * MIB + shard_module.PROMPT_LOGITS_BYTES
+    assert activation_bytes == 20 * MIB
     assert 0 <= graph_bytes - (10 * MIB + 2 * LEAST_GRAPH_BYTES) < MIB
 
 
@@ -103,6 +131,41 @@ def test_the_worst_step_has_all_tokens_and_asks_everything_of_every_row(folder: 
     defaults = SamplingParameters()
     left_out = {field.name for field in fields(defaults) if getattr(EVERYTHING, field.name) == getattr(defaults, field.name)}
     assert left_out == {"seed", "prompt_logprobs"}, "what a step may be asked for is asked for"
+
+
+def test_blocks_that_the_first_choice_cannot_read_get_another(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    choose = shard_module.choose_attention
+
+    def choose_by_size(name: str, *, block_size: int | None = None, **options: Any) -> Attention:
+        return choose("cpu" if block_size is None else name, **options)
+
+    monkeypatch.setattr(shard_module, "choose_attention", choose_by_size)
+    shard = make_shard(folder, None)
+    shard.prepare(replace(LIMITS, block_size=8))
+    assert shard.attention.name == "triton"
+    assert "attention triton for blocks of 8 tokens, not cpu" in caplog.text
+    monkeypatch.undo()
+    usual = make_shard(folder, None)
+    usual.prepare(LIMITS)
+    assert answers(shard) == answers(usual)
+
+
+def test_one_prompt_as_long_as_a_step_gives_all_its_log_probabilities(folder: Path) -> None:
+    shard = make_shard(folder, None)
+    shard.prepare(LIMITS)
+    assert shard.runner is not None
+    seen: list[int] = []
+    logits = shard.runner.model.logits
+
+    def remember(hidden: torch.Tensor) -> torch.Tensor | None:
+        seen.append(len(hidden))
+        return logits(hidden)
+
+    shard.runner.model.logits = remember  # type: ignore[method-assign]
+    run_step(shard.runner, num_tokens=36, sampling=PROMPT_LOGPROBS, most_sequences=1)
+    assert seen == [35, 1], "those of the prompt, and those of the token that is sampled"
 
 
 def test_the_thread_of_the_model_takes_the_device_of_its_rank(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

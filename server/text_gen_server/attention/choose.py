@@ -23,14 +23,18 @@ FP8_CAPABILITY = {torch.float8_e4m3fn: (8, 9), torch.float8_e5m2: (8, 0)}  # of 
 LARGEST_FLASH_HEAD = 256
 
 
-def choose_attention(name: str | None, *, device: torch.device, dtype: torch.dtype, config: ModelConfig) -> Attention:
+def choose_attention(
+    name: str | None, *, device: torch.device, dtype: torch.dtype, config: ModelConfig, block_size: int | None = None
+) -> Attention:
     """The implementation called `name`, or the fastest for `device` and `config` where it is None or "auto".
 
     dtype: of keys and values
+    block_size: of the KV cache; None: the implementation's own
     ValueError for an unknown name, and for one that does not run there.
     """
     if name is None or name == "auto":
-        name = _fastest_on_cpu(dtype) if device.type == "cpu" else _fastest_on_gpu(device, config, dtype)
+        on_cpu = device.type == "cpu"
+        name = _fastest_on_cpu(dtype) if on_cpu else _fastest_on_gpu(_why_not_flash(device, config, dtype, block_size))
     if dtype in FP8_CAPABILITY and name in NAMES and name != "triton":
         raise ValueError(f"attention {name!r} cannot read a KV cache in {_name(dtype)}; on a GPU auto and triton can")
     if name == "native":
@@ -44,7 +48,7 @@ def choose_attention(name: str | None, *, device: torch.device, dtype: torch.dty
             raise ValueError(f"attention {name!r} does not run on {device.type}; use auto or reference")
         return CpuAttention()
     if name in ("flash-attn", "torch-varlen"):
-        return _flash_attention(name, device, config, dtype)
+        return _flash_attention(name, _why_not_flash(device, config, dtype, block_size))
     if name == "triton":
         return _triton_attention(device, dtype)
     raise ValueError(f"attention {name!r} is unknown; there are {', '.join(NAMES)}")
@@ -54,8 +58,8 @@ def _fastest_on_cpu(dtype: torch.dtype) -> str:
     return "native" if dtype == torch.bfloat16 else "cpu"
 
 
-def _fastest_on_gpu(device: torch.device, config: ModelConfig, dtype: torch.dtype) -> str:
-    if _why_not_flash(device, config, dtype) is None:
+def _fastest_on_gpu(why_not_flash: str | None) -> str:
+    if why_not_flash is None:
         if flash_attn.is_installed():
             return "flash-attn"
         if torch_varlen.is_supported():
@@ -63,8 +67,7 @@ def _fastest_on_gpu(device: torch.device, config: ModelConfig, dtype: torch.dtyp
     return "triton" if importlib.util.find_spec("triton") is not None else "reference"
 
 
-def _flash_attention(name: str, device: torch.device, config: ModelConfig, dtype: torch.dtype) -> Attention:
-    why_not = _why_not_flash(device, config, dtype)
+def _flash_attention(name: str, why_not: str | None) -> Attention:
     if why_not is not None:
         raise ValueError(f"attention {name!r} {why_not}; use auto, triton or reference")
     if name == "flash-attn":
@@ -76,7 +79,7 @@ def _flash_attention(name: str, device: torch.device, config: ModelConfig, dtype
     return torch_varlen.TorchVarlenAttention()
 
 
-def _why_not_flash(device: torch.device, config: ModelConfig, dtype: torch.dtype) -> str | None:
+def _why_not_flash(device: torch.device, config: ModelConfig, dtype: torch.dtype, block_size: int | None) -> str | None:
     """Why FlashAttention's kernels cannot serve this, or None where they can."""
     if device.type != "cuda" or torch.version.hip is not None:
         return "needs an NVIDIA GPU"
@@ -86,6 +89,8 @@ def _why_not_flash(device: torch.device, config: ModelConfig, dtype: torch.dtype
         return f"needs a head size of at most {LARGEST_FLASH_HEAD} that 8 divides, not {config.head_dim}"
     if torch.cuda.get_device_capability(device) < FLASH_CAPABILITY:
         return "needs a GPU of compute capability 8.0 or newer"
+    if block_size is not None and block_size % flash_attn.BLOCK_MULTIPLE != 0:
+        return f"needs a block size that {flash_attn.BLOCK_MULTIPLE} divides, not {block_size}"
     return None
 
 

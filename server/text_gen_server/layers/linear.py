@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from text_gen_server.config import ModelConfig
     from text_gen_server.layers.placement import Placement
-    from text_gen_server.ops.interface import Linear
+    from text_gen_server.ops.interface import Linear, Written
 
 
 class MergedColumnLinear:
@@ -48,7 +48,7 @@ class MergedColumnLinear:
         self.multiply = self.weight.linear(self.bias)
         del self.weight, self.bias
 
-    def __call__(self, hidden: Tensor) -> Tensor:
+    def __call__(self, hidden: Written) -> Written:
         """hidden: [T, in] -> [T, rows of all parts on this rank]"""
         return self.multiply(hidden)
 
@@ -71,13 +71,15 @@ class QkvLinear(MergedColumnLinear):
 class GateUpLinear(MergedColumnLinear):
     """silu(gate) * up of a gated MLP, from both projections: [T, hidden] -> [T, intermediate of this rank]."""
 
-    def __init__(self, name: str, config: ModelConfig, placement: Placement) -> None:
+    def __init__(self, name: str, config: ModelConfig, placement: Placement, *, reader: RowLinear) -> None:
+        """reader: the layer that reads it, and is packed before"""
+        self.reader = reader
         part = (config.intermediate_size, placement.tensor_parallel.split(config.intermediate_size, "MLP features"))
         parts = {f"{name}.gate_proj": part, f"{name}.up_proj": part}
         super().__init__(parts, config.hidden_size, bias=config.mlp_bias, placement=placement)
 
     def pack(self) -> None:
-        self.multiply = self.weight.gated(self.bias)
+        self.multiply = self.weight.gated(self.bias, self.reader.multiply)
         del self.weight, self.bias
 
 
@@ -86,11 +88,12 @@ class RowLinear:
 
     multiply: Linear  # after `pack`
 
-    def __init__(self, name: str, in_features: int, out_features: int, *, bias: bool, placement: Placement) -> None:
+    def __init__(self, name: str, in_features: int, out_features: int, *, bias: bool, placement: Placement, what: str) -> None:
+        """what: its inputs are, for whoever reads that they cannot be split"""
         self.name = name
         self.in_features = in_features
         self.parallel = placement.tensor_parallel
-        self.part = self.parallel.split(in_features, f"inputs of {name}")
+        self.part = self.parallel.split(in_features, what)
         self.out_features = out_features
         self.weight = make_weight([name], out_features, self.part.stop - self.part.start, placement)
         self.bias = placement.empty(out_features) if bias else None
@@ -106,6 +109,6 @@ class RowLinear:
         self.multiply = self.weight.linear(self.bias if self.parallel.rank == 0 else None)
         del self.weight, self.bias
 
-    def __call__(self, hidden: Tensor) -> Tensor:
+    def __call__(self, hidden: Written) -> Tensor:
         """hidden: [T, in of this rank] -> [T, out]"""
         return self.parallel.all_reduce(self.multiply(hidden))

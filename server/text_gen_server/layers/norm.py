@@ -11,8 +11,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from text_gen_server.layers.linear import MergedColumnLinear
     from text_gen_server.layers.placement import Placement
-    from text_gen_server.ops.interface import HeadNorm, Norm
+    from text_gen_server.ops.interface import HeadNorm, Norm, Written
 
 
 class RMSNorm:
@@ -20,21 +21,25 @@ class RMSNorm:
 
     normalize: Norm  # after `pack`
 
-    def __init__(self, name: str, size: int, *, epsilon: float, placement: Placement) -> None:
+    def __init__(
+        self, name: str, size: int, *, epsilon: float, placement: Placement, reader: MergedColumnLinear | None
+    ) -> None:
+        """reader: the layer that alone reads what is normalized, and is packed before; None: others do"""
         self.name = name
         self.size = size
         self.ops = placement.ops
         self.epsilon = epsilon
+        self.reader = reader
         self.weight = placement.empty(size)
 
     def wanted(self) -> Iterator[WantedTensor]:
         yield WantedTensor(f"{self.name}.weight", (self.size,), self.weight, ())
 
     def pack(self) -> None:
-        self.normalize = self.ops.norm(self.weight, self.epsilon)
+        self.normalize = self.ops.norm(self.weight, self.epsilon, self.reader.multiply if self.reader is not None else None)
         del self.weight
 
-    def __call__(self, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+    def __call__(self, hidden: Tensor, residual: Tensor | None) -> tuple[Written, Tensor]:
         """See `Norm`."""
         return self.normalize(hidden, residual)
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from text_gen_server.file_copies import RoundedRows
 from text_gen_server.ops.interface import Fp8Ops, Fp8Weight
 from text_gen_server.weights import WantedTensor
 
@@ -26,7 +27,7 @@ class LinearWeight(Protocol):
 
     def linear(self, bias: Tensor | None) -> Linear: ...
 
-    def gated(self, bias: Tensor | None) -> Linear: ...
+    def gated(self, bias: Tensor | None, reader: Linear) -> Linear: ...
 
 
 def make_weight(names: Iterable[str], num_rows: int, in_features: int, placement: Placement) -> LinearWeight:
@@ -34,6 +35,9 @@ def make_weight(names: Iterable[str], num_rows: int, in_features: int, placement
     config = placement.fp8
     covered = [] if config is None else [name for name in names if config.covers(name)]
     if config is None or not covered:
+        ops = placement.ops
+        if isinstance(ops, Fp8Ops) and ops.rounds(num_rows, in_features):
+            return RoundedFp8Weight(num_rows, in_features, ops, placement.device)
         return FullWeight(num_rows, in_features, placement)
     others = [name for name in names if name not in covered]
     if others:
@@ -54,8 +58,31 @@ class FullWeight:
     def linear(self, bias: Tensor | None) -> Linear:
         return self.ops.linear(self.values, bias)
 
-    def gated(self, bias: Tensor | None) -> Linear:
-        return self.ops.gated(self.values, bias)
+    def gated(self, bias: Tensor | None, reader: Linear) -> Linear:
+        return self.ops.gated(self.values, bias, reader)
+
+
+class RoundedFp8Weight:
+    """In full precision in the checkpoint, and in fp8 here: rows are rounded as they are read, so that only the result takes
+    memory.
+    """
+
+    def __init__(self, num_rows: int, in_features: int, ops: Fp8Ops, device: torch.device) -> None:
+        self.ops = ops
+        values = torch.empty((num_rows, in_features), dtype=torch.float8_e4m3fn, device=device)
+        self.rows = RoundedRows(values, torch.empty(num_rows, dtype=torch.float32, device=device), ops.round_rows)
+
+    def wanted(self, name: str, shape: tuple[int, int], *, rows: slice, part: tuple[slice, ...]) -> Iterator[WantedTensor]:
+        yield WantedTensor(f"{name}.weight", shape, self.rows.part(rows), part)
+
+    def linear(self, bias: Tensor | None) -> Linear:
+        return self.ops.fp8_linear(self._weight(), bias)
+
+    def gated(self, bias: Tensor | None, reader: Linear) -> Linear:
+        return self.ops.fp8_gated(self._weight(), bias, reader)
+
+    def _weight(self) -> Fp8Weight:
+        return Fp8Weight(self.rows.values, self.rows.scales, None)
 
 
 class CheckpointFp8Weight:
@@ -80,8 +107,8 @@ class CheckpointFp8Weight:
     def linear(self, bias: Tensor | None) -> Linear:
         return self.ops.fp8_linear(self._weight(), bias)
 
-    def gated(self, bias: Tensor | None) -> Linear:
-        return self.ops.fp8_gated(self._weight(), bias)
+    def gated(self, bias: Tensor | None, reader: Linear) -> Linear:
+        return self.ops.fp8_gated(self._weight(), bias, reader)
 
     def _weight(self) -> Fp8Weight:
         # Merged layers read their input once, so it is divided by the scale that suits all of them.

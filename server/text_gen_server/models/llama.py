@@ -25,18 +25,22 @@ if TYPE_CHECKING:
     from text_gen_server.config import ModelConfig
     from text_gen_server.kv_cache import KVCache
     from text_gen_server.layers.placement import Placement
-    from text_gen_server.ops.interface import Fp8Ops, HeadNorm
+    from text_gen_server.ops.interface import Fp8Ops, HeadNorm, Written
     from text_gen_server.weights import WantedTensor
 
 
 class SelfAttention(Protocol):
     """The attention part of a layer."""
 
+    @property
+    def qkv(self) -> QkvLinear:
+        """Who reads the hidden states."""
+
     def wanted(self) -> Iterator[WantedTensor]: ...
 
     def pack(self) -> None: ...
 
-    def __call__(self, hidden: Tensor, inputs: LayerInputs) -> Tensor:
+    def __call__(self, hidden: Written, inputs: LayerInputs) -> Tensor:
         """hidden: [T, hidden] -> [T, hidden]"""
 
 
@@ -65,7 +69,7 @@ class Llama:
         self.rotation = placement.ops.rotation(rotary.cos_sin, num_positions=config.max_model_len, head_dim=config.head_dim)
         make_self_attention = make_self_attention or LlamaAttention
         self.layers = [LlamaLayer(layer, config, placement, make_self_attention) for layer in range(config.num_layers)]
-        self.norm = RMSNorm("model.norm", config.hidden_size, epsilon=config.rms_norm_eps, placement=placement)
+        self.norm = RMSNorm("model.norm", config.hidden_size, epsilon=config.rms_norm_eps, placement=placement, reader=None)
         self.head = LanguageModelHead(head, placement)
 
     def wanted(self) -> Iterator[WantedTensor]:
@@ -97,8 +101,8 @@ class Llama:
         hidden, residual = self.embed(token_ids), None
         for layer in self.layers:
             hidden, residual = layer(hidden, residual, inputs)
-        hidden, _ = self.norm(hidden, residual)
-        return hidden
+        normalized: Tensor = self.norm(hidden, residual)[0]
+        return normalized
 
     def logits(self, hidden: Tensor) -> Tensor | None:
         return self.head(hidden)
@@ -107,17 +111,21 @@ class Llama:
 class LlamaLayer:
     def __init__(self, layer: int, config: ModelConfig, placement: Placement, make: MakeSelfAttention) -> None:
         name, size, epsilon = f"model.layers.{layer}", config.hidden_size, config.rms_norm_eps
-        self.input_norm = RMSNorm(f"{name}.input_layernorm", size, epsilon=epsilon, placement=placement)
         self.self_attention = make(layer, config, placement)
-        self.mlp_norm = RMSNorm(f"{name}.post_attention_layernorm", size, epsilon=epsilon, placement=placement)
+        self.input_norm = RMSNorm(
+            f"{name}.input_layernorm", size, epsilon=epsilon, placement=placement, reader=self.self_attention.qkv
+        )
         self.mlp = LlamaMlp(f"{name}.mlp", config, placement)
+        self.mlp_norm = RMSNorm(
+            f"{name}.post_attention_layernorm", size, epsilon=epsilon, placement=placement, reader=self.mlp.gate_up
+        )
 
     def wanted(self) -> Iterator[WantedTensor]:
         for part in (self.input_norm, self.self_attention, self.mlp_norm, self.mlp):
             yield from part.wanted()
 
     def pack(self) -> None:
-        for part in (self.input_norm, self.self_attention, self.mlp_norm, self.mlp):
+        for part in (self.self_attention, self.input_norm, self.mlp, self.mlp_norm):  # readers first
             part.pack()
 
     def __call__(self, hidden: Tensor, residual: Tensor | None, inputs: LayerInputs) -> tuple[Tensor, Tensor]:
@@ -143,6 +151,7 @@ class LlamaAttention:
             config.hidden_size,
             bias=config.attention_output_bias,
             placement=placement,
+            what="attention features",
         )
 
     def wanted(self) -> Iterator[WantedTensor]:
@@ -153,8 +162,8 @@ class LlamaAttention:
         self.qkv.pack()
         self.output.pack()
 
-    def __call__(self, hidden: Tensor, inputs: LayerInputs) -> Tensor:
-        heads = self.qkv(hidden).view(hidden.shape[0], -1, self.head_dim)  # [T, H + 2 KH, D]
+    def __call__(self, hidden: Written, inputs: LayerInputs) -> Tensor:
+        heads = self.qkv(hidden).unflatten(1, (-1, self.head_dim))  # [T, H + 2 KH, D]
         slots, scales = inputs.kv_cache.slots(self.layer), inputs.kv_cache.scales
         if scales is None:
             query = self.ops.rotate_and_write(heads, inputs.positions, *slots, self.head_norm())
@@ -170,18 +179,23 @@ class LlamaAttention:
 
 class LlamaMlp:
     def __init__(self, name: str, config: ModelConfig, placement: Placement) -> None:
-        self.gate_up = GateUpLinear(name, config, placement)
         self.down = RowLinear(
-            f"{name}.down_proj", config.intermediate_size, config.hidden_size, bias=config.mlp_bias, placement=placement
+            f"{name}.down_proj",
+            config.intermediate_size,
+            config.hidden_size,
+            bias=config.mlp_bias,
+            placement=placement,
+            what="MLP features",
         )
+        self.gate_up = GateUpLinear(name, config, placement, reader=self.down)
 
     def wanted(self) -> Iterator[WantedTensor]:
         yield from self.gate_up.wanted()
         yield from self.down.wanted()
 
     def pack(self) -> None:
-        self.gate_up.pack()
         self.down.pack()
+        self.gate_up.pack()
 
-    def __call__(self, hidden: Tensor) -> Tensor:
+    def __call__(self, hidden: Written) -> Tensor:
         return self.down(self.gate_up(hidden))

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from text_gen_server.attention.interface import Attention
     from text_gen_server.config import ModelConfig
     from text_gen_server.distributed import TensorParallel
-    from text_gen_server.models.causal_lm import CausalLM
     from text_gen_server.ops.interface import Ops
 
 FAMILIES = {"llama": Llama, "mistral": Mistral, "qwen2": Qwen2, "qwen3": Qwen3}
@@ -34,13 +33,13 @@ def load_model(
     tensor_parallel: TensorParallel,
     attention: Attention,
     ops: Ops,
-) -> CausalLM:
+) -> Llama:
     """This rank's part of the model in `folder`, in `dtype` on `device`, ready to run.
 
     ValueError if the model cannot be split over the ranks, and one with every mismatch if the weights do not fit it.
     """
     placement = Placement(tensor_parallel, dtype, device, ops, config.fp8)
-    model: CausalLM = FAMILIES[config.architecture](config, placement, attention)
+    model: Llama = FAMILIES[config.architecture](config, placement, attention)
     # A second copy of tied embeddings is often left in the files.
     ignored = frozenset({"lm_head.weight"}) if config.tie_word_embeddings else frozenset()
     load_weights(folder, model.wanted(), ignored=ignored)

@@ -8,7 +8,7 @@ after loading, and answers with what multiplies by it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,13 +21,17 @@ if TYPE_CHECKING:
     from text_gen_server.sampling.summary import Summary
 
 
+# [T, size] from one operation to another: a tensor, or whatever else the reader told the writer. Models only pass it on.
+Written: TypeAlias = Any
+
+
 class Linear(Protocol):
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """hidden: [T, in] -> [T, out]"""
+    def __call__(self, hidden: Written) -> Written:
+        """hidden: [T, in] -> [T, out], a tensor unless the layer was told who reads it"""
 
 
 class Norm(Protocol):
-    def __call__(self, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+    def __call__(self, hidden: Tensor, residual: Tensor | None) -> tuple[Written, Tensor]:
         """Adds `hidden` to the residual stream and normalizes the sum.
 
         hidden: [T, size], may become the residual
@@ -75,7 +79,7 @@ class HeadNorm:
 
 @dataclass(frozen=True)
 class Fp8Weight:
-    """A weight that the checkpoint has in eight bits: a row stands for its numbers times its scale."""
+    """A weight in eight bits: a row stands for its numbers times its scale."""
 
     values: Tensor  # [out, in] float8_e4m3fn
     scales: Tensor  # [out] float32
@@ -93,11 +97,14 @@ class Ops(Protocol):
     def linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
         """weight: [out, in]; bias: [out]"""
 
-    def gated(self, weight: Tensor, bias: Tensor | None) -> Linear:
-        """Computes silu(gate) * up. weight: [2 * out, in], gate rows first; bias: [2 * out]"""
+    def gated(self, weight: Tensor, bias: Tensor | None, reader: Linear) -> Linear:
+        """Computes silu(gate) * up, for one that reads it. weight: [2 * out, in], gate rows first; bias: [2 * out]"""
 
-    def norm(self, weight: Tensor, epsilon: float) -> Norm:
-        """x / sqrt(mean(x^2) + epsilon) * weight, over the last dimension. weight: [size]"""
+    def norm(self, weight: Tensor, epsilon: float, reader: Linear | None) -> Norm:
+        """x / sqrt(mean(x^2) + epsilon) * weight, over the last dimension. weight: [size]
+
+        reader: the only one of what is normalized; None: it stays a tensor
+        """
 
     def vocabulary(self, weight: Tensor) -> Vocabulary:
         """weight: [rows, hidden]"""
@@ -129,10 +136,16 @@ class Ops(Protocol):
 class Fp8Ops(Ops, Protocol):
     """Operations that multiply in fp8, for which they round activations on their way in, and that keep K/V in fp8."""
 
+    def rounds(self, num_rows: int, in_features: int) -> bool:
+        """Whether a weight of this shape in full precision is rounded to fp8 as it is read."""
+
+    def round_rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """[n, in] -> values and scales as `Fp8Weight` has them. May be called by several threads at once."""
+
     def fp8_linear(self, weight: Fp8Weight, bias: Tensor | None) -> Linear:
         """bias: [out]"""
 
-    def fp8_gated(self, weight: Fp8Weight, bias: Tensor | None) -> Linear:
+    def fp8_gated(self, weight: Fp8Weight, bias: Tensor | None, reader: Linear) -> Linear:
         """As `gated`, with a weight in fp8."""
 
     def rotate_and_write_fp8(

@@ -49,10 +49,10 @@ class NativeOps:
     def linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
         return PackedLinear(weight, bias, num_bits=self.num_bits)
 
-    def gated(self, weight: Tensor, bias: Tensor | None) -> Linear:
+    def gated(self, weight: Tensor, bias: Tensor | None, reader: Linear) -> Linear:  # noqa: ARG002
         return PackedLinear(weight, bias, is_gated=True, num_bits=self.num_bits)
 
-    def norm(self, weight: Tensor, epsilon: float) -> Norm:
+    def norm(self, weight: Tensor, epsilon: float, reader: Linear | None) -> Norm:  # noqa: ARG002
         return NativeNorm(weight, epsilon)
 
     def vocabulary(self, weight: Tensor) -> Vocabulary:

@@ -33,14 +33,14 @@ class PyTorchOps:
     def linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
         return partial(F.linear, weight=weight, bias=bias)
 
-    def gated(self, weight: Tensor, bias: Tensor | None) -> Linear:
+    def gated(self, weight: Tensor, bias: Tensor | None, reader: Linear) -> Linear:  # noqa: ARG002
         def multiply(hidden: Tensor) -> Tensor:
             gate, up = F.linear(hidden, weight, bias).chunk(2, dim=-1)
             return F.silu(gate).mul_(up)
 
         return multiply
 
-    def norm(self, weight: Tensor, epsilon: float) -> Norm:
+    def norm(self, weight: Tensor, epsilon: float, reader: Linear | None) -> Norm:  # noqa: ARG002
         def normalize(hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
             residual = hidden if residual is None else residual.add_(hidden)
             return F.rms_norm(residual, weight.shape, weight, epsilon), residual

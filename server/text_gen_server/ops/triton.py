@@ -6,6 +6,7 @@ never depend on what it holds, so that a step can be captured. Tested in Triton'
 
 from __future__ import annotations
 
+import threading
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from text_gen_server.fp8_config import KVScales
     from text_gen_server.ops.fp8 import Fp8Math
-    from text_gen_server.ops.interface import CosSin, Fp8Weight, Linear, Norm, Rotation, StepPositions, Vocabulary
+    from text_gen_server.ops.interface import CosSin, Fp8Weight, Linear, Norm, Rotation, StepPositions, Vocabulary, Written
     from text_gen_server.sampling.processors import SamplingRow
     from text_gen_server.sampling.summary import Summary
 
@@ -40,30 +41,43 @@ class TritonOps:
     name = "triton"
 
     def __init__(self, dtype: torch.dtype, *, fp8_math: Fp8Math | None = None, rounds_to_fp8: bool = False) -> None:
-        """fp8_math: for weights in fp8; rounds_to_fp8: weights in full precision become such"""
+        """fp8_math: for weights in fp8; rounds_to_fp8: weights in full precision become such when they are read"""
         assert fp8_math is not None or not rounds_to_fp8, "what is rounded must be multiplied"
         self.activation_dtype = dtype
         self.fp8_math = fp8_math
         self.rounds_to_fp8 = rounds_to_fp8
+        self.one_rounds = threading.Lock()
 
     def linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
-        if self.fp8_math is not None and self.rounds_to_fp8 and fp8.fits(weight):
-            return fp8.Fp8Linear(self.fp8_math, fp8.quantize_weight(self.fp8_math, weight), bias)
         return partial(F.linear, weight=weight, bias=bias)
 
-    def gated(self, weight: Tensor, bias: Tensor | None) -> Linear:
-        return _gated(self.linear(weight, bias))
+    def gated(self, weight: Tensor, bias: Tensor | None, reader: Linear) -> Linear:
+        return GatedLinear(self.linear(weight, bias), reader)
+
+    def rounds(self, num_rows: int, in_features: int) -> bool:
+        return self.rounds_to_fp8 and fp8.fits(num_rows, in_features)
+
+    def round_rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.fp8_math is not None, "what is rounded must be multiplied"
+        with self.one_rounds:  # or several threads would compile the same kernel
+            values, scales = self.fp8_math.quantize(rows, None)
+        return values, scales.squeeze(1)
 
     def fp8_linear(self, weight: Fp8Weight, bias: Tensor | None) -> Linear:
         assert self.fp8_math is not None, "the operations were chosen for a checkpoint in fp8"
-        if fp8.fits(weight.values):
+        if fp8.fits(*weight.values.shape):
             return fp8.Fp8Linear(self.fp8_math, weight, bias)
         return partial(F.linear, weight=fp8.dequantize_weight(weight, self.activation_dtype), bias=bias)
 
-    def fp8_gated(self, weight: Fp8Weight, bias: Tensor | None) -> Linear:
-        return _gated(self.fp8_linear(weight, bias))
+    def fp8_gated(self, weight: Fp8Weight, bias: Tensor | None, reader: Linear) -> Linear:
+        return GatedLinear(self.fp8_linear(weight, bias), reader)
 
-    def norm(self, weight: Tensor, epsilon: float) -> Norm:
+    def norm(self, weight: Tensor, epsilon: float, reader: Linear | None) -> Norm:
+        if isinstance(reader, GatedLinear):
+            reader = reader.linear
+        if isinstance(reader, fp8.Fp8Linear):
+            return reader.norm(weight, epsilon)
+
         def normalize(hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
             if residual is None:
                 return rms_norm(hidden, weight, epsilon), hidden
@@ -97,13 +111,15 @@ class TritonOps:
         return sampler.draw(logits, rows)
 
 
-def _gated(multiply: Linear) -> Linear:
-    """silu(gate) * up of what `multiply` gives, in which the gates come first."""
+class GatedLinear:
+    """See `Linear`. silu(gate) * up of what `linear` gives, in which the gates come first, as `reader` wants it."""
 
-    def gate_up(hidden: Tensor) -> Tensor:
-        return silu_mul(multiply(hidden))
+    def __init__(self, linear: Linear, reader: Linear) -> None:
+        self.linear = linear
+        self.activate = reader.silu_mul if isinstance(reader, fp8.Fp8Linear) else silu_mul
 
-    return gate_up
+    def __call__(self, hidden: Written) -> Written:
+        return self.activate(self.linear(hidden))
 
 
 def _as_block(key_slots: Tensor, value_slots: Tensor, scales: KVScales | None = None) -> PagedKV:

@@ -47,15 +47,14 @@ def _process(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     processed = logits.clone()
     device = logits.device
     chosen = [rows[n] for n in penalized]
-    lens = np.array([len(row.token_ids) for row in chosen])
-    token_ids = np.zeros((len(chosen), lens.max()), dtype=np.int64)
-    for target, row in zip(token_ids, chosen, strict=True):
-        target[: len(row.token_ids)] = row.token_ids
+    starts = np.zeros(len(chosen) + 1, dtype=np.int64)
+    np.cumsum([row.num_tokens for row in chosen], out=starts[1:])
     counts = count_tokens(
-        upload(torch.from_numpy(token_ids), device),
-        upload(torch.from_numpy(lens), device),
+        upload(torch.from_numpy(np.concatenate([row.token_ids for row in chosen])), device),
+        upload(torch.from_numpy(starts), device),
         upload(torch.tensor([row.prompt_len for row in chosen]), device),
-        logits.shape[1],
+        longest=max(row.num_tokens for row in chosen),
+        vocab_size=logits.shape[1],
     )
     penalties = [
         (row.parameters.repetition_penalty, row.parameters.frequency_penalty, row.parameters.presence_penalty) for row in chosen

@@ -122,12 +122,16 @@ def _bans(row: SamplingRow) -> bool:
 
 def _penalize_repetition(logits: Tensor, rows: Sequence[SamplingRow], chosen: list[int]) -> None:
     """Divides positive and multiplies negative logits of seen tokens (Keskar et al.: CTRL, 2019)."""
-    # A repeated id is written several times with the same value, so padding with an id of the same row is harmless.
-    seen = upload(_padded([rows[n].token_ids for n in chosen]), logits.device)
-    penalty = _column([rows[n].parameters.repetition_penalty for n in chosen], logits.device)
-    index = upload(torch.tensor(chosen), logits.device).unsqueeze(1)
-    scores = logits[index, seen]
-    logits[index, seen] = torch.where(scores > 0, scores / penalty, scores * penalty)
+    # Behind each other: padded to the longest they would take as much as all rows at their longest.
+    lens = [rows[n].num_tokens for n in chosen]
+    penalties = np.array([rows[n].parameters.repetition_penalty for n in chosen], dtype=np.float32)
+    row_idx, seen, penalty = (
+        upload(torch.from_numpy(array), logits.device)
+        for array in (np.repeat(chosen, lens), np.concatenate([rows[n].token_ids for n in chosen]), penalties.repeat(lens))
+    )
+    # A repeated id is written several times, with the same value.
+    scores = logits[row_idx, seen]
+    logits[row_idx, seen] = torch.where(scores > 0, scores / penalty, scores * penalty)
 
 
 def _penalize_counts(logits: Tensor, rows: Sequence[SamplingRow], chosen: list[int]) -> None:
@@ -172,15 +176,6 @@ def _ban_end_tokens(logits: Tensor, rows: Sequence[SamplingRow], chosen: list[in
     row_idx, ids = zip(*entries, strict=True)
     index = (upload(torch.tensor(row_idx), logits.device), upload(torch.tensor(ids), logits.device))
     logits[index] = -LARGEST
-
-
-def _padded(rows: list[NDArray[np.int64]]) -> Tensor:
-    """[n, longest] int64; each row is filled up with its own first id."""
-    out = np.empty((len(rows), max(len(row) for row in rows)), dtype=np.int64)
-    for target, row in zip(out, rows, strict=True):
-        target[: len(row)] = row
-        target[len(row) :] = row[0]
-    return torch.from_numpy(out)
 
 
 def _column(values: list[float], device: torch.device) -> Tensor:

@@ -12,13 +12,14 @@ import torch.nn.functional as F
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from text_gen_server.decode_rows import DecodeDeltas, DecodeRows
     from text_gen_server.triton_kernels.paged_attention import PagedKV, PagedRows, Scores
     from text_gen_server.triton_kernels.rotary import HeadNorm, TokenPlaces
 
 
-def add_rms_norm(hidden: Tensor, residual: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+def add_rms_norm(hidden: Tensor, residual: Tensor | None, weight: Tensor, epsilon: float) -> Tensor:
     """See `norm.add_rms_norm`."""
-    return rms_norm(residual.add_(hidden), weight, epsilon)
+    return rms_norm(hidden if residual is None else residual.add_(hidden), weight, epsilon)
 
 
 def rms_norm(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -96,3 +97,27 @@ def quantize_rows(rows: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Te
     used = (largest / 448.0).clamp(min=1e-12) if scale is None else scale.expand_as(largest)
     values = (rows.float() / used).clamp(-448.0, 448.0).to(torch.float8_e4m3fn)
     return values, used.where(largest.isfinite(), float("nan"))
+
+
+def fill_decode_rows(
+    deltas: DecodeDeltas, tables: Tensor, sampled_before: Tensor, rows: DecodeRows, *, block_size: int
+) -> None:
+    """See `decode_rows.fill_decode_rows`. Some twenty operations, none of which waits for the device."""
+    token_ids, positions, table_rows, num_known, first_new = deltas.fields().to(torch.int64)
+    last_column = positions // block_size
+    column = torch.arange(rows.block_tables.shape[1], device=tables.device)
+    is_used = column <= last_column.unsqueeze(1)
+    is_new = is_used & (column >= num_known.unsqueeze(1))
+    new_blocks = F.pad(deltas.new_blocks(), (0, 1))  # so that there is one
+    at = (column + (first_new - num_known).unsqueeze(1)).clamp(0, len(new_blocks) - 1)
+    own_columns = tables[:, : len(column)]
+    blocks = torch.where(is_new, new_blocks[at], own_columns[table_rows])
+    own_columns.index_copy_(0, table_rows, blocks)
+    named = torch.where(token_ids < 0, sampled_before[(-1 - token_ids).clamp(min=0)], token_ids)
+    last_blocks = blocks.gather(1, last_column.unsqueeze(1)).squeeze(1).to(torch.int64)
+    slots = last_blocks * block_size + positions % block_size
+    rows.part(slice(deltas.num_rows, None)).clear()
+    filled = rows.part(slice(deltas.num_rows))
+    for target, source in zip(filled.vectors(), (named, positions, slots, positions + 1), strict=True):
+        target.copy_(source)
+    filled.block_tables.copy_(blocks.masked_fill(~is_used, 0))

@@ -1,5 +1,5 @@
-"""Rounds rows to fp8, each with a scale of its own, in one pass: activations on their way into a product, and weights when they
-are loaded. The plain form is `plain.py`.
+"""Rounds rows to fp8, each with a scale of its own, in one pass: weights when they are read, and activations on their way into
+a product, unless the kernel that writes them does it (`store_rounded`). The plain form is `plain.py`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ def quantize_rows(rows: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Te
     """
     num_rows, size = rows.shape
     assert rows.stride(1) == 1, "the last dimension is contiguous"
-    values = torch.empty((num_rows, size), dtype=torch.float8_e4m3fn, device=rows.device)
-    scales = torch.empty((num_rows, 1), dtype=torch.float32, device=rows.device)
+    values, scales = empty_rounded(num_rows, size, rows.device)
     if num_rows > 0:
         block = triton.next_power_of_2(size)
         _quantize_rows[(num_rows,)](
@@ -44,6 +43,12 @@ def quantize_rows(rows: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Te
             num_warps=min(16, max(4, block // 512)),
         )
     return values, scales
+
+
+def empty_rounded(num_rows: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Memory for what `quantize_rows` gives."""
+    values = torch.empty((num_rows, size), dtype=torch.float8_e4m3fn, device=device)
+    return values, torch.empty((num_rows, 1), dtype=torch.float32, device=device)
 
 
 @triton.jit
@@ -63,12 +68,29 @@ def _quantize_rows(
     at = tl.arange(0, BLOCK)
     is_inside = at < SIZE
     row_values = tl.load(rows + row * stride + at, mask=is_inside, other=0.0).to(tl.float32)
+    store_rounded(values, scales, row, row_values, given_scale, SIZE, BLOCK, HAS_SCALE, LARGEST, SMALLEST_SCALE)
+
+
+@triton.jit
+def store_rounded(
+    values,
+    scales,
+    row,
+    row_values,
+    given_scale,
+    SIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
+    LARGEST: tl.constexpr,
+    SMALLEST_SCALE: tl.constexpr,
+):
+    """Rounds one row, of which what lies beyond SIZE is 0, for any kernel that has it."""
+    at = tl.arange(0, BLOCK)
     largest = tl.max(tl.abs(row_values), 0)
     scale = tl.load(given_scale) if HAS_SCALE else tl.maximum(largest / LARGEST, SMALLEST_SCALE)
     # Eight bits have no infinity, and cutting the range removes NaN: the scale must tell.
     is_nan = tl.max(tl.where(row_values == row_values, 0, 1), 0) > 0
     is_sound = (largest < float("inf")) & (is_nan == 0)
-    divided = tl.where(is_inside, row_values / scale, 0.0)
-    divided = tl.minimum(tl.maximum(divided, -LARGEST), LARGEST)
-    tl.store(values + row * SIZE + at, divided.to(values.dtype.element_ty), mask=is_inside)
+    divided = tl.minimum(tl.maximum(row_values / scale, -LARGEST), LARGEST)
+    tl.store(values + row * SIZE + at, divided.to(values.dtype.element_ty), mask=at < SIZE)
     tl.store(scales + row, tl.where(is_sound, scale, float("nan")))

@@ -122,17 +122,19 @@ def most_likely(raw: Tensor, count: int, allowed: Tensor | None = None) -> tuple
     return token_ids.gather(-1, order), logits
 
 
-def count_tokens(token_ids: Tensor, lens: Tensor, prompt_lens: Tensor, vocab_size: int) -> Tensor:
+def count_tokens(token_ids: Tensor, starts: Tensor, prompt_lens: Tensor, *, longest: int, vocab_size: int) -> Tensor:
     """How often each row has each token: twice the number of generated ones, plus one where it was seen at all.
 
-    token_ids: [N, L] int64, contiguous, prompt and generated tokens; lens, prompt_lens: [N] int64
+    token_ids: [all of them] int64, prompt and generated tokens of the rows behind each other: padded to the longest they would
+        take as much as all rows at their longest
+    starts: [N + 1] int64, row n has [starts[n], starts[n + 1]); prompt_lens: [N] int64; longest: tokens of a row
     -> [N, V] int32
     """
-    num_rows, longest = token_ids.shape
+    num_rows = len(prompt_lens)
     counts = token_ids.new_zeros((num_rows, vocab_size), dtype=torch.int32)
-    if token_ids.numel() > 0:
+    if num_rows > 0 and longest > 0:
         grid = (num_rows, triton.cdiv(longest, BLOCK))
-        _count_tokens[grid](counts, token_ids, lens, prompt_lens, longest, vocab_size, BLOCK=BLOCK)
+        _count_tokens[grid](counts, token_ids, starts, prompt_lens, vocab_size, BLOCK=BLOCK)
     return counts
 
 
@@ -150,13 +152,13 @@ def penalize_(logits: Tensor, row_idx: Tensor, counts: Tensor, penalties: Tensor
         _penalize[grid](logits, row_idx, counts, penalties, vocab_size, LARGEST, BLOCK=PENALTY_BLOCK, num_warps=8)
 
 
-# Lengths of histories and numbers of top tokens must not need a compilation of their own while requests wait.
-@triton.jit(do_not_specialize=["longest"])
-def _count_tokens(counts, token_ids, lens, prompt_lens, longest, vocab_size, BLOCK: tl.constexpr):
+@triton.jit
+def _count_tokens(counts, token_ids, starts, prompt_lens, vocab_size, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
+    start = tl.load(starts + row)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    is_token = at < tl.load(lens + row)
-    token = tl.load(token_ids + row * longest + at, mask=is_token, other=0)
+    is_token = at < tl.load(starts + row + 1) - start
+    token = tl.load(token_ids + start + at, mask=is_token, other=0)
     target = counts + row * vocab_size + token
     tl.atomic_or(target, tl.full([BLOCK], 1, tl.int32), mask=is_token)
     tl.atomic_add(target, tl.full([BLOCK], 2, tl.int32), mask=is_token & (at >= tl.load(prompt_lens + row)))
@@ -372,6 +374,7 @@ def _draw(row, allowed, vocab_size, top, numbers, integers, HAS_MASK: tl.constex
     return tl.minimum(token, last_possible)
 
 
+# The number of top tokens must not need a compilation of its own while requests wait.
 @triton.jit(do_not_specialize=["count"])
 def _collect_largest(
     token_ids, logits, raw, allowed, vocab_size, count, stride_allowed, HAS_MASK: tl.constexpr, BLOCK: tl.constexpr
