@@ -154,12 +154,15 @@ def test_a_running_stream_that_ends_early_spoils_the_case():
         server.run(lambda client: arrivals(client, PromptMaker(words(TINY), 0), sizes))
 
 
-def test_the_warm_prompts_share_the_prefix_and_nothing_else():
+def test_the_cold_and_warm_prompts_share_the_prefix_and_nothing_else():
     server = ScriptedServer()
     sizes = Sizes(prefix_len=40, tail_len=6, num_sharing=3)
     server.run(lambda client: shared_prefix(client, PromptMaker(words(TINY), 0), sizes))
-    assert len({prompt[: 40 * 5] for prompt in server.prompts}) == 1
-    assert len(set(server.prompts)) == 6
+    apart, sharing = server.prompts[:3], server.prompts[3:]
+    assert len({prompt[: 40 * 5] for prompt in sharing}) == 1
+    assert len({prompt[:5] for prompt in [*apart, sharing[0]]}) == 4, "not even the first word"
+    assert [prompt.count(" ") for prompt in server.prompts] == [46] * 9
+    assert len(set(server.prompts)) == 9
 
 
 def test_a_percentile_is_a_measured_value():
