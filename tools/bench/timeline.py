@@ -82,6 +82,8 @@ def server(arguments: argparse.Namespace, folder: Path) -> Iterator[tuple[str, P
     socket, log, port = folder / "shard", folder / "router.log", free_port()
     shard = [arguments.server, "serve", "--model-dir", str(arguments.model), "--dtype", arguments.dtype]
     shard += ["--rank", "0", "--world-size", "1", "--socket", str(socket)]
+    if arguments.quantize:
+        shard += ["--quantize", arguments.quantize]
     router = [arguments.router, "--model-dir", str(arguments.model), "--shard-socket", str(socket)]
     router += ["--hostname", "127.0.0.1", "--port", str(port), "--json-output", "--log-level", FILTER]
     with (folder / "shard.log").open("w") as shard_log, log.open("w") as router_log:
@@ -197,6 +199,7 @@ def _arguments() -> argparse.Namespace:
     programs = Path(sys.executable).parent
     parser.add_argument("model", type=Path, help="folder of the model")
     parser.add_argument("--dtype", default="auto", help="of the weights (default: auto)")
+    parser.add_argument("--quantize", help="the weights (default: as they are)")
     parser.add_argument("--streams", type=lambda text: [int(part) for part in text.split(",")], default=[1, 8, 32])
     parser.add_argument("--tokens", type=int, default=200, help="that each stream generates (default: 200)")
     parser.add_argument("--arrivals", action="store_true", help="long prompts into running streams: print the late steps")
