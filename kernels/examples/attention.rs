@@ -15,12 +15,11 @@ const HEAD_DIM: usize = 64;
 const BLOCK_SIZE: usize = 32;
 const REPEATS: usize = 9;
 
-/// Rows that all have as many tokens in the step and in the cache.
-struct Case {
-    num_rows: usize,
-    query_len: usize,
-    kv_len: usize,
-}
+/// So many rows that have as many tokens in the step and in the cache.
+type Alike = (usize, usize, usize);
+
+/// Rows of a step: (tokens in the step, tokens in the cache).
+struct Case(Vec<(usize, usize)>);
 
 fn main() {
     let threads = (std::env::args().nth(1))
@@ -28,25 +27,29 @@ fn main() {
         .unwrap_or(2);
     pool::start(threads);
     println!("{}, {threads} threads", simd::chosen().name());
-    for (num_rows, query_len, kv_len) in [
-        (1, 1, 192),
-        (1, 1, 2048),
-        (8, 1, 160),
-        (8, 1, 1088),
-        (32, 1, 160),
-        (1, 128, 128),
-        (1, 512, 512),
-        (1, 512, 2048),
-        (8, 64, 1088),
-    ] {
-        let case = Case {
-            num_rows,
-            query_len,
-            kv_len,
-        };
+    let cases: [&[Alike]; 12] = [
+        &[(1, 1, 192)],
+        &[(1, 1, 2048)],
+        &[(8, 1, 160)],
+        &[(8, 1, 1088)],
+        &[(32, 1, 160)],
+        &[(1, 16, 2048)],
+        &[(1, 128, 128)],
+        &[(1, 512, 512)],
+        &[(1, 512, 2048)],
+        &[(8, 64, 1088)],
+        &[(16, 1, 160), (1, 16, 2048)],
+        &[(16, 1, 160), (1, 64, 2048)],
+    ];
+    for alike in cases {
+        let case = Case::new(alike);
         let seconds = case.time();
+        let rows: Vec<String> = (alike.iter())
+            .map(|(rows, query_len, kv_len)| format!("{rows} x {query_len} of {kv_len}"))
+            .collect();
         println!(
-            "{num_rows:2} rows of {query_len:3} tokens, {kv_len:4} in the cache: {:8.1} us, {:6.2} GB/s, {:6.1} GFLOP/s",
+            "{:28} {:8.1} us, {:6.2} GB/s, {:6.1} GFLOP/s",
+            rows.join(" and "),
             seconds * 1e6,
             case.bytes() / seconds / 1e9,
             case.flops() / seconds / 1e9,
@@ -55,30 +58,45 @@ fn main() {
 }
 
 impl Case {
+    fn new(alike: &[Alike]) -> Self {
+        let rows = alike.iter().flat_map(|&(num_rows, query_len, kv_len)| {
+            std::iter::repeat_n((query_len, kv_len), num_rows)
+        });
+        Self(rows.collect())
+    }
+
     /// Of keys and values of a layer.
     fn bytes(&self) -> f64 {
-        (2 * 2 * self.num_rows * self.kv_len * NUM_KV_HEADS * HEAD_DIM) as f64
+        let num_tokens: usize = self.0.iter().map(|(_, kv_len)| kv_len).sum();
+        (2 * 2 * num_tokens * NUM_KV_HEADS * HEAD_DIM) as f64
     }
 
     /// Of a layer: two products for each query head, dimension and key that a token sees.
     fn flops(&self) -> f64 {
-        let before = self.kv_len - self.query_len;
-        let seen: usize = (1..=self.query_len).map(|own| before + own).sum();
-        (4 * self.num_rows * seen * NUM_HEADS * HEAD_DIM) as f64
+        let seen = self.0.iter().map(|(query_len, kv_len)| {
+            let before = kv_len - query_len;
+            (1..=*query_len).map(|own| before + own).sum::<usize>()
+        });
+        (4 * seen.sum::<usize>() * NUM_HEADS * HEAD_DIM) as f64
     }
 
     /// Median seconds of a layer.
     fn time(&self) -> f64 {
-        let blocks_per_row = self.kv_len.div_ceil(BLOCK_SIZE);
-        let num_blocks = self.num_rows * blocks_per_row;
-        let query_start: Vec<i32> = (0..=self.num_rows)
-            .map(|row| (row * self.query_len) as i32)
-            .collect();
-        let kv_lens = vec![self.kv_len as i32; self.num_rows];
+        let num_rows = self.0.len();
+        let max_blocks = (self.0.iter())
+            .map(|(_, kv_len)| kv_len.div_ceil(BLOCK_SIZE))
+            .max()
+            .unwrap_or(0);
+        let num_blocks = num_rows * max_blocks;
+        let mut query_start = vec![0_i32];
+        for (query_len, _) in &self.0 {
+            query_start.push(query_start[query_start.len() - 1] + *query_len as i32);
+        }
+        let kv_lens: Vec<i32> = self.0.iter().map(|(_, kv_len)| *kv_len as i32).collect();
         let block_tables: Vec<i32> = (0..num_blocks)
             .map(|n| (n * 7919 % num_blocks) as i32) // scattered; 7919 is prime
             .collect();
-        let num_tokens = self.num_rows * self.query_len;
+        let num_tokens = query_start[num_rows] as usize;
         let query: Vec<f32> = (0..num_tokens * NUM_HEADS * HEAD_DIM)
             .map(|n| ((n * 37) % 101) as f32 / 50.0 - 1.0)
             .collect();
@@ -99,8 +117,8 @@ impl Case {
                             query_start: query_start.as_ptr(),
                             kv_lens: kv_lens.as_ptr(),
                             block_tables: block_tables.as_ptr(),
-                            num_rows: self.num_rows,
-                            max_blocks: blocks_per_row,
+                            num_rows,
+                            max_blocks,
                         },
                         query: query.as_ptr(),
                         query_stride: NUM_HEADS * HEAD_DIM,

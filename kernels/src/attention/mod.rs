@@ -10,14 +10,16 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use crate::buffer::Scratch;
-use crate::pool::{self, Pool};
+use crate::pool::Pool;
 use crate::simd::{Kernel, Simd, dispatch};
 
+mod division;
 mod segment;
 mod state;
 mod tile;
 mod workspace;
 
+use division::{Divided, Division, Part};
 use segment::SegmentWork;
 use state::State;
 use tile::Tile;
@@ -29,10 +31,6 @@ const TILE: usize = 64;
 const SEGMENT: usize = 256;
 /// Query rows (tokens times heads that share a KV head) of a task.
 const TASK_ROWS: usize = 192;
-/// Below so many tasks for each thread, segments become tasks of their own.
-const TASKS_PER_THREAD: usize = 4;
-/// Parts that the work is divided into, for each thread: the last ones are small enough to end at about the same time.
-const GROUPS_PER_THREAD: usize = 4;
 
 /// The rows of a step, the same for all layers.
 #[derive(Clone, Copy)]
@@ -136,32 +134,34 @@ impl Task {
 /// # Safety
 /// The pointers hold what `Attend` says, and the tokens' own keys and values are in the cache.
 pub unsafe fn attend(pool: &mut Pool, attend: Attend) {
-    let tasks = list_tasks(&attend);
-    if tasks.len() < pool.num_threads() * TASKS_PER_THREAD
-        && tasks.iter().any(|task| task.segments(&attend).len() > 1)
-    {
-        return attend_by_segments(pool, &attend, &tasks);
-    }
-    run_groups(pool, tasks.len(), &|group, scratch| {
-        dispatch(WholeTasks {
-            attend: &attend,
-            tasks: &tasks[group],
-            scratch,
+    let division = Division::new(&attend, &list_tasks(&attend), pool.num_threads());
+    STATES.with_borrow_mut(|memory| {
+        let states = States::new(memory, &attend, &division);
+        pool.run(division.groups.len(), &|n| {
+            SCRATCH.with_borrow_mut(|scratch| {
+                dispatch(ComputeParts {
+                    attend: &attend,
+                    parts: &division.parts[division.groups[n].clone()],
+                    scratch,
+                    states: &states,
+                });
+            });
+        });
+        pool.run(division.divided.len(), &|n| {
+            dispatch(JoinSegments {
+                attend: &attend,
+                divided: &division.divided[n],
+                joined: states.get(division.num_states + n),
+                states: &states,
+            })
         });
     });
 }
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
-}
-
-/// Calls `work` with parts of 0..count, each on one thread, which knows what it will read next.
-fn run_groups(pool: &mut Pool, count: usize, work: &(dyn Fn(Range<usize>, &mut Scratch) + Sync)) {
-    let num_groups = count.min(pool.num_threads() * GROUPS_PER_THREAD);
-    pool.run(num_groups, &|n| {
-        let group = pool::share(count, n, num_groups);
-        SCRATCH.with_borrow_mut(|scratch| work(group, scratch));
-    });
+    /// Of the calling thread.
+    static STATES: RefCell<Scratch> = RefCell::default();
 }
 
 unsafe fn list_tasks(attend: &Attend) -> Vec<Task> {
@@ -190,32 +190,41 @@ unsafe fn list_tasks(attend: &Attend) -> Vec<Task> {
     tasks
 }
 
-/// Tasks from their first segments to their outputs.
-struct WholeTasks<'a> {
+/// Some parts, one after the other. Each thread knows what it will read next.
+struct ComputeParts<'a> {
     attend: &'a Attend,
-    tasks: &'a [Task],
+    parts: &'a [Part],
     scratch: &'a mut Scratch,
+    states: &'a States,
 }
 
-impl Kernel for WholeTasks<'_> {
+impl Kernel for ComputeParts<'_> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let attend = self.attend;
-        for (n, task) in self.tasks.iter().enumerate() {
-            let space = Workspace::new(self.scratch, task.num_rows(attend), attend.head_dim);
+        for (n, part) in self.parts.iter().enumerate() {
+            let next = self.parts.get(n + 1);
+            let next = next.map(|next| (&next.task, next.segments.start));
+            let task = &part.task;
+            let mut space = Workspace::new(self.scratch, task.num_rows(attend), attend.head_dim);
+            if let Some(state) = part.state {
+                space.current = self.states.get(state);
+                let after = first_tile(attend, &space, next);
+                let work = SegmentWork::begin::<S>(attend, *task, &space);
+                work.compute::<S>(part.segments.start, after);
+                continue;
+            }
             let work = SegmentWork::begin::<S>(attend, *task, &space);
             space.joined.clear();
-            let segments = task.segments(attend);
-            for segment in segments.clone() {
-                let next = if segment + 1 < segments.end {
+            for segment in part.segments.clone() {
+                let following = if segment + 1 < part.segments.end {
                     Some((task, segment + 1))
                 } else {
-                    let next = self.tasks.get(n + 1);
-                    next.map(|next| (next, next.segments(attend).start))
+                    next
                 };
-                work.compute::<S>(segment, first_tile(attend, &space, next));
+                work.compute::<S>(segment, first_tile(attend, &space, following));
                 space.joined.join::<S>(space.current);
             }
             write_outputs::<S>(attend, task, space.joined);
@@ -234,98 +243,45 @@ unsafe fn first_tile(
     Some(Tile::in_place(attend, task, space, first))
 }
 
-/// Few rows with many keys: every segment is a task, then every task joins its own.
-unsafe fn attend_by_segments(pool: &mut Pool, attend: &Attend, tasks: &[Task]) {
-    let parts: Vec<(Task, usize)> = (tasks.iter())
-        .flat_map(|task| task.segments(attend).map(move |segment| (*task, segment)))
-        .collect();
-    let num_rows = tasks.iter().map(|task| task.num_rows(attend)).max();
-    let num_rows = num_rows.unwrap_or(0);
-    let part_floats = State::num_floats(num_rows, attend.head_dim);
-    let mut memory = vec![0_f32; part_floats * (parts.len() + tasks.len())];
-    let states = States {
-        start: memory.as_mut_ptr(),
-        part_floats,
-        num_rows,
-        head_dim: attend.head_dim,
-    };
-    run_groups(pool, parts.len(), &|group, scratch| {
-        dispatch(Segments {
-            attend,
-            parts: &parts,
-            group,
-            scratch,
-            results: &states,
-        });
-    });
-    let mut first = 0;
-    let firsts: Vec<usize> = (tasks.iter())
-        .map(|task| {
-            first += task.segments(attend).len();
-            first - task.segments(attend).len()
-        })
-        .collect();
-    pool.run(tasks.len(), &|n| {
-        dispatch(JoinSegments {
-            attend,
-            task: tasks[n],
-            parts: firsts[n]..firsts[n] + tasks[n].segments(attend).len(),
-            joined: states.get(parts.len() + n),
-            states: &states,
-        })
-    });
-}
-
-/// Room for the states of many parts.
+/// Room for the states of segments that are parts of their own, and then for what they become when they are joined.
 struct States {
     start: *mut f32,
-    part_floats: usize,
+    floats: usize,
     num_rows: usize,
     head_dim: usize,
 }
 
-// SAFETY: each is written by one task, and read only when all of those are done.
+// SAFETY: each is written by one part, and read only when all of those are done.
 unsafe impl Sync for States {}
 
 impl States {
+    fn new(memory: &mut Scratch, attend: &Attend, division: &Division) -> Self {
+        let num_rows = (division.divided.iter())
+            .map(|divided| divided.task.num_rows(attend))
+            .max()
+            .unwrap_or(0);
+        let floats = State::num_floats(num_rows, attend.head_dim);
+        let num_states = division.num_states + division.divided.len();
+        Self {
+            start: memory.at_least(num_states * floats * 4).as_ptr(),
+            floats,
+            num_rows,
+            head_dim: attend.head_dim,
+        }
+    }
+
     unsafe fn get(&self, n: usize) -> State {
         State::new(
-            self.start.add(n * self.part_floats),
+            self.start.add(n * self.floats),
             self.num_rows,
             self.head_dim,
         )
     }
 }
 
-struct Segments<'a> {
-    attend: &'a Attend,
-    parts: &'a [(Task, usize)],
-    group: Range<usize>,
-    scratch: &'a mut Scratch,
-    results: &'a States,
-}
-
-impl Kernel for Segments<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        let attend = self.attend;
-        for n in self.group.clone() {
-            let (task, segment) = self.parts[n];
-            let mut space = Workspace::new(self.scratch, task.num_rows(attend), attend.head_dim);
-            space.current = self.results.get(n);
-            let next = (n + 1 < self.group.end).then(|| &self.parts[n + 1]);
-            let after = first_tile(attend, &space, next.map(|(task, segment)| (task, *segment)));
-            SegmentWork::begin::<S>(attend, task, &space).compute::<S>(segment, after);
-        }
-    }
-}
-
 struct JoinSegments<'a> {
     attend: &'a Attend,
-    task: Task,
-    parts: Range<usize>,
+    divided: &'a Divided,
     joined: State,
     states: &'a States,
 }
@@ -335,13 +291,13 @@ impl Kernel for JoinSegments<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let num_rows = self.task.num_rows(self.attend);
+        let num_rows = self.divided.task.num_rows(self.attend);
         let joined = self.joined.of_rows(num_rows);
         joined.clear();
-        for part in self.parts {
-            joined.join::<S>(self.states.get(part).of_rows(num_rows));
+        for state in self.divided.states.clone() {
+            joined.join::<S>(self.states.get(state).of_rows(num_rows));
         }
-        write_outputs::<S>(self.attend, &self.task, joined);
+        write_outputs::<S>(self.attend, &self.divided.task, joined);
     }
 }
 

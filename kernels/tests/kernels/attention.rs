@@ -278,3 +278,30 @@ fn a_token_has_the_same_bits_however_its_prompt_is_cut() {
         }
     });
 }
+
+#[test]
+fn a_token_has_the_same_bits_whatever_else_is_in_the_step() {
+    let mut random = Random::new(5);
+    with_every_instruction_set(|_| {
+        let (num_heads, num_kv_heads, head_dim) = (6, 2, 64);
+        // The chunk in the middle has nearly all of the work, and the last row most of what is left.
+        let lens = [(1, 20), (1, 100), (40, 700), (1, 1), (1, 600)];
+        let heads = (num_heads, num_kv_heads, head_dim);
+        let whole = Case::random(&mut random, heads, (16, 0), &lens);
+        let output = whole.run();
+        for row in 0..lens.len() {
+            let (start, end) = (whole.query_start[row], whole.query_start[row + 1]);
+            let size = num_heads * head_dim;
+            let tokens = start as usize * size..end as usize * size;
+            let blocks = row * whole.max_blocks..(row + 1) * whole.max_blocks;
+            let alone = Case {
+                query_start: vec![0, end - start],
+                kv_lens: vec![whole.kv_lens[row]],
+                block_tables: whole.block_tables[blocks].to_vec(),
+                query: whole.query[tokens.clone()].to_vec(),
+                ..whole.clone()
+            };
+            assert_eq!(alone.run(), output[tokens], "row {row}");
+        }
+    });
+}
