@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 /// Each step with prefill has room for so many prefill tokens, or for `max_batch_prefill_tokens` where these are fewer, however long they take.
-pub const MIN_PREFILL_TOKENS: u32 = 16;
+pub const MIN_PREFILL_TOKENS: u32 = 8;
 
 /// A vocabulary index.
 pub type TokenId = u32;

@@ -13,7 +13,7 @@ use std::array;
 use crate::plan::MIN_PREFILL_TOKENS;
 
 /// A step with prefill is to take so many times what one takes that only decodes. Nobody should see 3, and some take longer than foreseen.
-const MAX_STEP_RATIO: f64 = 2.0;
+const MAX_STEP_RATIO: f64 = 1.8;
 /// A step that only computes prompts takes at most so many times what the smallest one takes. Larger ones would save little and
 /// keep others from their first token.
 const MAX_PREFILL_RATIO: f64 = 16.0;

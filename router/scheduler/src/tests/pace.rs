@@ -64,7 +64,7 @@ fn long_prompts_do_not_slow_running_streams_down_by_more_than_three() {
         for _ in 0..4 {
             clocked.run(30);
             clocked.add(2000, 4);
-            clocked.run(60);
+            clocked.run(75);
         }
         let most = 3.0 * clocked.usual().max(0.012);
         let late = clocked.steps.iter().filter(|step| step.secs > most).count();
@@ -90,7 +90,7 @@ fn the_time_that_streams_can_spare_is_used() {
     // The first ones learn, and the last of a prompt may be short.
     let times: Vec<f64> = with_prefill.skip(5).map(|step| step.secs / 0.054).collect();
     let mean = times.iter().sum::<f64>() / times.len() as f64;
-    assert!((1.7..2.4).contains(&mean), "{mean} times the usual step");
+    assert!((1.55..2.1).contains(&mean), "{mean} times the usual step");
 }
 
 #[test]
@@ -325,7 +325,7 @@ fn a_machine_that_other_programs_share_still_has_its_room_used() {
         }
         let chunks = clocked.chunks();
         let mean = f64::from(chunks.iter().sum::<u32>()) / chunks.len() as f64;
-        assert!(mean > 25.0, "{mean} tokens a step, seed {seed}");
+        assert!(mean > 19.0, "{mean} tokens a step, seed {seed}");
         let longest = clocked
             .steps
             .iter()
