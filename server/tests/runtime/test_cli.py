@@ -141,10 +141,18 @@ def test_nothing_heavy_is_imported_to_check_a_folder(babbling_folder: Path) -> N
     assert result.stdout.strip() == "[]"
 
 
-def test_a_shard_does_not_import_what_it_does_not_need() -> None:
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_shard_that_is_ready_on_a_cpu_has_not_imported_what_it_does_not_need(babbling_folder: Path, dtype: str) -> None:
+    """PyTorch's compiler alone would be half of the start."""
     code = (
-        "import sys; import text_gen_server.service;"
-        "print(sorted({'transformers', 'huggingface_hub', 'tokenizers', 'torchvision', 'pandas'} & set(sys.modules)))"
+        "import sys; import text_gen_server.service; from pathlib import Path;"
+        "from text_gen_server.config import load_model_config;"
+        "from text_gen_server.shard import PrepareParameters, Shard, ShardOptions;"
+        f"folder = Path({str(babbling_folder)!r});"
+        f"shard = Shard(ShardOptions(model_dir=folder, device='cpu', dtype={dtype!r}), load_model_config(folder));"
+        "shard.prepare(PrepareParameters(max_batch_prefill_tokens=40, max_batch_size=8, max_batch_total_tokens=2048));"
+        "heavy = {'transformers', 'huggingface_hub', 'tokenizers', 'torchvision', 'pandas', 'torch._dynamo', 'sympy'};"
+        "print(sorted(heavy & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

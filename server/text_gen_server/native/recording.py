@@ -106,6 +106,11 @@ class Recording:
 class OnlyViews(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within it, operations of PyTorch can give views of tensors and nothing else."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Otherwise PyTorch loads its compiler, to keep it away from here: 2.5 s of every start."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         is_view = not func._schema.is_mutable and isinstance(result, torch.Tensor) and _storage(result) == _storage(args[0])
