@@ -56,7 +56,7 @@
 //!
 //! A step takes as long as all its rows together, so a large chunk of a prompt makes every decoding sequence wait. `observe` is told how
 //! long steps took; from that follows how many prefill tokens a step may have while others decode, so that it takes less than
-//! twice as long as it would without. With nobody decoding it takes at most sixteen times the smallest step, and with nothing observed
+//! twice as long as it would without, and more only where many wait beside few that decode. With nobody decoding it takes at most sixteen times the smallest step, and with nothing observed
 //! it has all of `max_batch_prefill_tokens`. It always has the smaller of that and `plan::MIN_PREFILL_TOKENS`, which is `B` above; but for one plan in seven at most, which has no
 //! prefill at all, so that the time of such a step is known.
 

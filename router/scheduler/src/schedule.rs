@@ -239,8 +239,8 @@ impl Step {
         self.shape.num_prefill_pairs += num_pairs(num_tokens, num_computed_tokens);
         self.prefill_budget -= num_tokens;
         if let Room::Seconds(seconds) = &mut self.room {
-            *seconds -= times.prefill_secs(num_tokens, num_computed_tokens);
-            if *seconds < times.prefill_secs(MIN_PREFILL_TOKENS as usize, 0) {
+            *seconds -= times.chunk_secs(num_tokens, num_computed_tokens);
+            if *seconds < times.chunk_secs(MIN_PREFILL_TOKENS as usize, 0) {
                 self.prefill_budget = 0;
             }
         }

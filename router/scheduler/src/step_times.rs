@@ -2,8 +2,10 @@
 //!
 //! ```text
 //! time(step) = decode(rows)                          median of late steps that only decoded as many rows, about
-//!            + per_token * tokens + per_pair * pairs   what prefill adds; pairs = tokens that each token attends to
+//!            + fixed + per_token * tokens + per_pair * pairs   what prefill adds; pairs = tokens that each token attends to
 //! ```
+//!
+//! Without what is fixed, small chunks would seem to be dear, and be made smaller for that, and seem to be dearer still.
 //!
 //! There is no clock here: times come in, and the same times always give the same answers. One wild measurement moves the decode times
 //! not at all and the costs by a bounded factor, and all of it wears off.
@@ -13,7 +15,7 @@ use std::array;
 use crate::plan::MIN_PREFILL_TOKENS;
 
 /// A step with prefill is to take so many times what one takes that only decodes. Nobody should see 3, and some take longer than foreseen.
-const MAX_STEP_RATIO: f64 = 1.8;
+const MAX_STEP_RATIO: f64 = 1.7;
 /// A step that only computes prompts takes at most so many times what the smallest one takes. Larger ones would save little and
 /// keep others from their first token.
 const MAX_PREFILL_RATIO: f64 = 16.0;
@@ -26,8 +28,9 @@ const NUM_FIRST_TIMES: usize = 3;
 const NUM_DECODE_TIMES: usize = 7;
 /// Row counts up to 2, 4, 8 and so on.
 const NUM_BUCKETS: usize = 16;
-/// So many pairs weigh as much as a token at first sight.
+/// So many pairs weigh as much as a token at first sight, and what is fixed as much as so many tokens.
 const PAIRS_PER_TOKEN: f64 = 1024.0;
+const FIXED_TOKENS: f64 = 16.0;
 /// The share of an error that is corrected at once.
 const LEARNING_RATE: f64 = 0.5;
 /// By so much of itself a decode time may be wrong. Prefill that adds less than that is believed less.
@@ -54,7 +57,7 @@ pub(crate) fn num_pairs(num_tokens: usize, num_computed_tokens: usize) -> f64 {
     num_tokens * (num_computed_tokens as f64 + num_tokens / 2.0)
 }
 
-/// How much prefill a step may have.
+/// How much prefill a step may have, beside what is fixed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Room {
     /// As much as there is work for: nothing is known yet.
@@ -104,16 +107,16 @@ impl StepTimes {
         Some(decode + prefill)
     }
 
-    /// What the next step may have, in which so many rows decode while so many sequences wait for prefill. Where more wait than
-    /// decode, the few bear more, for the sake of the many.
+    /// What the next step may have, in which so many rows decode while so many sequences wait for prefill. The more wait for each
+    /// that decodes, the more these bear, for the sake of the others: small chunks cost more for each of their tokens.
     pub(crate) fn room(&mut self, num_decode_rows: usize, num_waiting: usize) -> Room {
-        if self.cost().is_none() {
+        let Some(fixed) = self.cost().map(PrefillCost::fixed) else {
             return Room::Unlimited;
-        }
+        };
         if num_decode_rows == 0 {
             let least = self.decode_secs(1);
             return least.map_or(Room::Unlimited, |least| {
-                Room::Seconds(MAX_PREFILL_RATIO * least)
+                Room::Seconds(MAX_PREFILL_RATIO * least - fixed)
             });
         }
         let known = self.decode_secs(num_decode_rows);
@@ -124,9 +127,9 @@ impl StepTimes {
         }
         bucket.num_unmeasured_steps += 1;
         known.map_or(Room::Unlimited, |decode| {
-            let share = (num_waiting as f64 / num_decode_rows as f64).max(1.0);
+            let share = 1.0 + num_waiting as f64 / num_decode_rows as f64;
             let longest = (MAX_STEP_RATIO * share * decode).max(UNNOTICED_SECS);
-            Room::Seconds(longest - decode)
+            Room::Seconds(longest - decode - fixed)
         })
     }
 
@@ -138,11 +141,11 @@ impl StepTimes {
         (fitting as usize).max(MIN_PREFILL_TOKENS as usize)
     }
 
-    /// The seconds that a chunk is expected to add to its step.
-    pub(crate) fn prefill_secs(&self, num_tokens: usize, num_computed_tokens: usize) -> f64 {
+    /// The seconds that a chunk is expected to add to a step with prefill.
+    pub(crate) fn chunk_secs(&self, num_tokens: usize, num_computed_tokens: usize) -> f64 {
         let pairs = num_pairs(num_tokens, num_computed_tokens);
         self.cost()
-            .map_or(0.0, |cost| cost.predict(num_tokens as f64, pairs))
+            .map_or(0.0, |cost| cost.of_chunks(num_tokens as f64, pairs))
     }
 
     fn cost(&self) -> Option<PrefillCost> {
@@ -193,22 +196,31 @@ impl DecodeTimes {
     }
 }
 
-/// What prefill costs, in seconds per token and per `PAIRS_PER_TOKEN` pairs. Corrected by each step along the step's own mix of the
-/// two (normalised least mean squares), so that steps like the last ones are foreseen well.
+/// What prefill costs, in seconds per `FIXED_TOKENS`th of what is fixed, per token and per `PAIRS_PER_TOKEN` pairs. Corrected by each
+/// step along the step's own mix of the three (normalised least mean squares), so that steps like the last ones are foreseen well.
 #[derive(Clone, Copy, Debug)]
 struct PrefillCost {
-    weights: [f64; 2],
+    weights: [f64; 3],
 }
 
 impl PrefillCost {
-    fn predict(self, num_tokens: f64, num_pairs: f64) -> f64 {
-        let [per_token, per_pairs] = self.weights;
+    fn fixed(self) -> f64 {
+        FIXED_TOKENS * self.weights[0]
+    }
+
+    /// Without what is fixed.
+    fn of_chunks(self, num_tokens: f64, num_pairs: f64) -> f64 {
+        let [_, per_token, per_pairs] = self.weights;
         per_token * num_tokens + per_pairs * num_pairs / PAIRS_PER_TOKEN
     }
 
-    /// Solves `predict(n, pairs of n) = seconds` for n.
+    fn predict(self, num_tokens: f64, num_pairs: f64) -> f64 {
+        self.fixed() + self.of_chunks(num_tokens, num_pairs)
+    }
+
+    /// Solves `of_chunks(n, pairs of n) = seconds` for n.
     fn tokens_within(self, seconds: f64, num_computed_tokens: f64) -> f64 {
-        let [per_token, per_pairs] = self.weights;
+        let [_, per_token, per_pairs] = self.weights;
         let per_pair = per_pairs / PAIRS_PER_TOKEN;
         let linear = per_token + per_pair * num_computed_tokens;
         let seconds = seconds.max(0.0);
@@ -218,14 +230,19 @@ impl PrefillCost {
 
     fn correct(&mut self, shape: StepShape, seconds: f64, noise: f64) {
         let tokens = shape.num_prefill_tokens as f64;
-        let features = [tokens, shape.num_prefill_pairs / PAIRS_PER_TOKEN];
+        let features = [
+            FIXED_TOKENS,
+            tokens,
+            shape.num_prefill_pairs / PAIRS_PER_TOKEN,
+        ];
         let foreseen = self.predict(tokens, shape.num_prefill_pairs);
         let error = seconds.min(MAX_SURPRISE * foreseen) - foreseen;
         let belief = LEARNING_RATE * foreseen / (foreseen + noise);
         let size: f64 = features.iter().map(|feature| feature * feature).sum();
-        self.weights = array::from_fn(|i| self.weights[i] + belief * error * features[i] / size);
-        self.weights[0] = self.weights[0].max(LEAST_SECS_PER_TOKEN);
-        self.weights[1] = self.weights[1].max(0.0);
+        self.weights = array::from_fn(|i| {
+            let least = if i == 1 { LEAST_SECS_PER_TOKEN } else { 0.0 };
+            (self.weights[i] + belief * error * features[i] / size).max(least)
+        });
     }
 }
 
@@ -236,7 +253,7 @@ fn learn(cost: &mut Option<PrefillCost>, shape: StepShape, seconds: f64, noise: 
         None => {
             let per_token = seconds / shape.num_prefill_tokens as f64;
             *cost = Some(PrefillCost {
-                weights: [per_token.max(LEAST_SECS_PER_TOKEN), 0.0],
+                weights: [0.0, per_token.max(LEAST_SECS_PER_TOKEN), 0.0],
             });
         }
     }

@@ -16,6 +16,8 @@ pub(super) const LIMIT: u32 = 512;
 pub(super) struct Machine {
     pub(super) per_step: f64,
     pub(super) per_decode_row: f64,
+    /// Of a step with any prefill beside decodes.
+    pub(super) per_mixed_step: f64,
     pub(super) per_prefill_token: f64,
     /// Per token and 1,000 tokens before it.
     pub(super) per_thousand: f64,
@@ -25,6 +27,7 @@ pub(super) struct Machine {
 pub(super) const CPU: Machine = Machine {
     per_step: 14_000.0,
     per_decode_row: 2_500.0,
+    per_mixed_step: 0.0,
     per_prefill_token: 1_000.0,
     per_thousand: 300.0,
 };
@@ -33,6 +36,7 @@ pub(super) const CPU: Machine = Machine {
 pub(super) const ACCELERATOR: Machine = Machine {
     per_step: 8_000.0,
     per_decode_row: 20.0,
+    per_mixed_step: 0.0,
     per_prefill_token: 25.0,
     per_thousand: 5.0,
 };
@@ -143,6 +147,9 @@ impl Clocked {
                 step.secs += tokens * per_token;
             }
             *computed += row.num_scheduled_tokens;
+        }
+        if step.num_decode_rows > 0 && step.num_prefill_tokens > 0 {
+            step.secs += self.machine.per_mixed_step;
         }
         let noise = 0.95 + self.noise.below(100) as f64 / 1000.0;
         step.secs *= 1e-6 * noise * std::mem::replace(&mut self.glitch, 1.0);

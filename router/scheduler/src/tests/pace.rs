@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::clocked::{ACCELERATOR, CPU, Clocked, LIMIT, Step};
+use super::clocked::{ACCELERATOR, CPU, Clocked, LIMIT, Machine, Step};
 use super::random::Random;
 use super::reference_shard::ReferenceShard;
 use super::{id, invariants, rows, spec};
@@ -90,7 +90,7 @@ fn the_time_that_streams_can_spare_is_used() {
     // The first ones learn, and the last of a prompt may be short.
     let times: Vec<f64> = with_prefill.skip(5).map(|step| step.secs / 0.054).collect();
     let mean = times.iter().sum::<f64>() / times.len() as f64;
-    assert!((1.55..2.1).contains(&mean), "{mean} times the usual step");
+    assert!((1.8..2.2).contains(&mean), "{mean} times the usual step");
 }
 
 #[test]
@@ -122,9 +122,10 @@ fn the_usual_step_is_learnt_even_where_no_step_only_decodes() {
         "{num_without} steps without prefill"
     );
     let ratio = |step: &Step| step.secs / (0.014 + 0.0025 * step.num_decode_rows as f64);
-    // One that decodes alone bears more, for the two that wait.
+    // Few that decode bear more, for the two that wait.
+    let most = |step: &Step| 2.1 * (1.0 + 2.0 / step.num_decode_rows as f64);
     let late = (settled.iter())
-        .filter(|step| step.num_decode_rows > 1 && ratio(step) > 3.0)
+        .filter(|step| step.num_decode_rows > 0 && ratio(step) > most(step))
         .count();
     assert!(late * 20 <= settled.len(), "{late} of {}", settled.len());
 }
@@ -337,8 +338,8 @@ fn a_machine_that_other_programs_share_still_has_its_room_used() {
 }
 
 /// Tokens per second of a closed loop of clients with 128 tokens in and 64 out.
-fn closed_loop(num_clients: usize, is_observed: bool) -> f64 {
-    let mut clocked = Clocked::new(CPU, 16);
+fn closed_loop(machine: Machine, num_clients: usize, is_observed: bool) -> f64 {
+    let mut clocked = Clocked::new(machine, 16);
     clocked.is_observed = is_observed;
     let num_requests = 4 * num_clients;
     loop {
@@ -357,12 +358,20 @@ fn closed_loop(num_clients: usize, is_observed: bool) -> f64 {
 
 #[test]
 fn an_even_pace_costs_little_throughput() {
-    for num_clients in [1, 8, 32, 64] {
-        let share = closed_loop(num_clients, true) / closed_loop(num_clients, false);
-        assert!(
-            share > 0.95,
-            "{share} of the throughput of {num_clients} clients"
-        );
+    // On the second one prefill is dear beside decodes, whatever its size, as where weights are expanded for many rows.
+    let dear = Machine {
+        per_mixed_step: 15_000.0,
+        ..CPU
+    };
+    for (machine, least) in [(CPU, 0.95), (dear, 0.8)] {
+        for num_clients in [1, 8, 32, 64] {
+            let share =
+                closed_loop(machine, num_clients, true) / closed_loop(machine, num_clients, false);
+            assert!(
+                share > least,
+                "{share} of the throughput of {num_clients} clients"
+            );
+        }
     }
 }
 
