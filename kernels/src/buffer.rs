@@ -73,8 +73,15 @@ pub struct Buffer {
     len: usize,
 }
 
-/// The chunk that neighbours are taken from at the moment, and how much of it is taken.
-static NEIGHBOURS: Mutex<Option<(Arc<Pages>, usize)>> = Mutex::new(None);
+/// The chunk that neighbours are taken from at the moment.
+struct Chunk {
+    pages: Arc<Pages>,
+    /// How much of it is taken, and how much of it ever was.
+    taken: usize,
+    touched: usize,
+}
+
+static NEIGHBOURS: Mutex<Option<Chunk>> = Mutex::new(None);
 
 impl Buffer {
     /// In pages of its own.
@@ -89,15 +96,27 @@ impl Buffer {
     /// Beside others that live about as long: all of them have huge pages, however small each is.
     pub fn beside_others(len: usize) -> Self {
         let mut neighbours = NEIGHBOURS.lock().unwrap_or_else(PoisonError::into_inner);
-        let (pages, offset) = match neighbours.take() {
-            Some((pages, taken)) if taken + len <= pages.len => (pages, taken),
-            _ => (Arc::new(Pages::new(len.max(CHUNK))), 0),
+        let mut chunk = match neighbours.take() {
+            Some(chunk) if chunk.taken + len <= chunk.pages.len => chunk,
+            _ => Chunk {
+                pages: Arc::new(Pages::new(len.max(CHUNK))),
+                taken: 0,
+                touched: 0,
+            },
         };
-        let end = (offset + len).next_multiple_of(CACHE_LINE);
-        *neighbours = Some((pages.clone(), end));
-        let buffer = Self { pages, offset, len };
-        // SAFETY: nobody else has this part. Whoever had it before has written to it.
-        unsafe { buffer.as_ptr::<u8>().write_bytes(0, len) };
+        let buffer = Self {
+            pages: chunk.pages.clone(),
+            offset: chunk.taken,
+            len,
+        };
+        // Whoever had a part before has written to it. All other pages the system gives when they are first written, which is left
+        // to those who write.
+        let num_touched = chunk.touched.saturating_sub(buffer.offset).min(len);
+        // SAFETY: nobody else has this part.
+        unsafe { buffer.as_ptr::<u8>().write_bytes(0, num_touched) };
+        chunk.taken = (buffer.offset + len).next_multiple_of(CACHE_LINE);
+        chunk.touched = chunk.touched.max(chunk.taken);
+        *neighbours = Some(chunk);
         buffer
     }
 
@@ -115,11 +134,11 @@ impl Drop for Buffer {
     /// The last of the neighbours gives its part back to the next one.
     fn drop(&mut self) {
         let mut neighbours = NEIGHBOURS.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((pages, taken)) = neighbours.as_mut()
-            && Arc::ptr_eq(pages, &self.pages)
-            && *taken == (self.offset + self.len).next_multiple_of(CACHE_LINE)
+        if let Some(chunk) = neighbours.as_mut()
+            && Arc::ptr_eq(&chunk.pages, &self.pages)
+            && chunk.taken == (self.offset + self.len).next_multiple_of(CACHE_LINE)
         {
-            *taken = self.offset;
+            chunk.taken = self.offset;
         }
     }
 }

@@ -91,30 +91,41 @@ fn place(input: usize, column: usize) -> (usize, usize, usize) {
     (input / GROUP, vector, column % LANES * 2 + input % 2)
 }
 
-/// Packs one column of a panel that is zero. `weights` are the bf16 of all inputs.
+/// Packs a panel. `rows` are the bf16 of all inputs for each of its columns, of which the last may lack some.
 ///
 /// # Safety
-/// `panel` has `panel_bytes`, and `column` is below `PANEL`.
-pub unsafe fn pack_column(
-    weights: &[u16],
-    (panel, column): (*mut u8, usize),
+/// `panel` has `panel_bytes`, and there are at most `PANEL` rows.
+pub unsafe fn pack_panel(
+    rows: &[&[u16]],
+    panel: *mut u8,
     codes: &Codes,
     escapes: &mut Vec<Escape>,
 ) {
-    for (input, bits) in weights.iter().enumerate() {
-        let code = codes.0[usize::from(exponent(*bits))];
-        if code == ESCAPE {
-            escapes.push(Escape {
-                input: input as u32,
-                column: column as u32,
-                weight: *bits,
-            });
-            continue;
+    let in_features = rows.first().map_or(0, |row| row.len());
+    for group in 0..num_groups(in_features) {
+        // A group at a time, so that every line of memory is written once.
+        let mut bytes = [0_u8; NUM_VECTORS * VECTOR_BYTES];
+        let mut words = [0_u16; VECTOR_BYTES];
+        let inputs = group * GROUP..((group + 1) * GROUP).min(in_features);
+        for (column, row) in rows.iter().enumerate() {
+            for (n, bits) in row[inputs.clone()].iter().enumerate() {
+                let code = codes.0[usize::from(exponent(*bits))];
+                if code == ESCAPE {
+                    escapes.push(Escape {
+                        input: (inputs.start + n) as u32,
+                        column: column as u32,
+                        weight: *bits,
+                    });
+                    continue;
+                }
+                let (_, vector, place) = place(n, column);
+                bytes[vector * VECTOR_BYTES + place] = (bits >> 8 & 0x80 | bits & 0x7f) as u8;
+                words[place] |= u16::from(code) << (4 * vector);
+            }
         }
-        let (group, vector, place) = place(input, column);
-        let group = panel.add(group * GROUP_BYTES);
-        *group.add(vector * VECTOR_BYTES + place) = (bits >> 8 & 0x80 | bits & 0x7f) as u8;
-        *exponent_words(group).add(place) |= u16::from(code) << (4 * vector);
+        let to = panel.add(group * GROUP_BYTES);
+        to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+        exponent_words(to).copy_from_nonoverlapping(words.as_ptr(), words.len());
     }
 }
 
@@ -125,7 +136,7 @@ unsafe fn exponent_words(group: *mut u8) -> *mut u16 {
 /// One weight of a packed panel, zero where it is listed beside it.
 ///
 /// # Safety
-/// As `pack_column`.
+/// As `pack_panel`; the panel was packed.
 pub unsafe fn unpack(
     panel: *const u8,
     (input, column): (usize, usize),

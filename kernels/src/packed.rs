@@ -84,18 +84,18 @@ impl Packed {
             let mut escapes = escapes[panel]
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
-            for (column, row) in packed.source_rows(panel).enumerate() {
-                let weights = source.row(row);
-                // SAFETY: each task writes its own panel.
-                unsafe {
-                    match format {
-                        WeightFormat::Bf16 => pack_bf16(weights, to.cast(), column),
-                        WeightFormat::Compact => {
-                            compact::pack_column(weights, (to, column), &codes, &mut escapes);
-                        }
-                        WeightFormat::Int8 => quantized::pack_column::<Int8>(weights, to, column),
-                        WeightFormat::Int4 => quantized::pack_column::<Int4>(weights, to, column),
+            let rows: Vec<&[u16]> = (packed.source_rows(panel))
+                .map(|row| source.row(row))
+                .collect();
+            // SAFETY: each task writes its own panel, which has a column for each of the rows.
+            unsafe {
+                match format {
+                    WeightFormat::Bf16 => pack_bf16(&rows, to.cast()),
+                    WeightFormat::Compact => {
+                        compact::pack_panel(&rows, to, &codes, &mut escapes);
                     }
+                    WeightFormat::Int8 => quantized::pack_panel::<Int8>(&rows, to),
+                    WeightFormat::Int4 => quantized::pack_panel::<Int4>(&rows, to),
                 }
             }
         });
@@ -191,9 +191,17 @@ fn place(input: usize, column: usize) -> usize {
     (input / 2 * PANEL + column) * 2 + input % 2
 }
 
-unsafe fn pack_bf16(weights: &[u16], panel: *mut u16, column: usize) {
-    for (input, weight) in weights.iter().enumerate() {
-        *panel.add(place(input, column)) = *weight;
+/// Some inputs at a time, so that a line of memory is written to the end while it is near.
+unsafe fn pack_bf16(rows: &[&[u16]], panel: *mut u16) {
+    const INPUTS: usize = 32;
+    let in_features = rows.first().map_or(0, |row| row.len());
+    for first in (0..in_features).step_by(INPUTS) {
+        let inputs = first..(first + INPUTS).min(in_features);
+        for (column, row) in rows.iter().enumerate() {
+            for input in inputs.clone() {
+                *panel.add(place(input, column)) = row[input];
+            }
+        }
     }
 }
 

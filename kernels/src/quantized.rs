@@ -24,11 +24,13 @@ pub trait Quantized: Copy + Sync + Default {
     const WEIGHT_BYTES: usize = Self::GROUP * PANEL / if Self::HALVES { 2 } else { 1 };
 }
 
+const MAX_GROUP: usize = 64;
+
 #[derive(Clone, Copy, Default)]
 pub struct Int8;
 
 impl Quantized for Int8 {
-    const GROUP: usize = 64;
+    const GROUP: usize = MAX_GROUP;
     const MAX: f32 = 127.0;
     const OFFSET: i32 = 128;
     const HALVES: bool = false;
@@ -48,48 +50,60 @@ pub fn panel_bytes<Q: Quantized>(in_features: usize) -> usize {
     in_features.div_ceil(Q::GROUP) * Q::GROUP_BYTES
 }
 
-/// Where the weight of an input is in its group of a column: byte, and whether it is the upper half.
-fn place<Q: Quantized>(input: usize, column: usize) -> (usize, bool) {
-    let quad = input / 4;
+/// Where four inputs of a column are in its group: the first byte, and whether they are the upper halves.
+fn place<Q: Quantized>(quad: usize, column: usize) -> (usize, bool) {
     let row = if Q::HALVES { quad / 2 } else { quad };
-    (
-        (row * PANEL + column) * 4 + input % 4,
-        Q::HALVES && quad % 2 == 1,
-    )
+    ((row * PANEL + column) * 4, Q::HALVES && quad % 2 == 1)
 }
 
-/// Packs one column of a panel that is zero. `weights` are the bf16 of all inputs.
+/// Packs a panel that is zero. `rows` are the bf16 of all inputs for each of its columns.
 ///
 /// # Safety
-/// `panel` has `panel_bytes`, and `column` is below `PANEL`.
-pub unsafe fn pack_column<Q: Quantized>(weights: &[u16], panel: *mut u8, column: usize) {
-    for (group, weights) in weights.chunks(Q::GROUP).enumerate() {
+/// `panel` has `panel_bytes`, and there are at most `PANEL` rows.
+pub unsafe fn pack_panel<Q: Quantized>(rows: &[&[u16]], panel: *mut u8) {
+    let in_features = rows.first().map_or(0, |row| row.len());
+    for group in 0..in_features.div_ceil(Q::GROUP) {
         let to = panel.add(group * Q::GROUP_BYTES);
-        let scale = best_scale::<Q>(weights);
-        *to.add(Q::WEIGHT_BYTES).cast::<u16>().add(column) = bf16::from_f32(scale);
-        for input in 0..Q::GROUP {
-            let weight = weights.get(input).map_or(0.0, |bits| bf16::to_f32(*bits));
-            let (byte, is_upper) = place::<Q>(input, column);
-            let value = (round::<Q>(weight, scale) as i32 + Q::OFFSET) as u8;
-            *to.add(byte) |= if is_upper { value << 4 } else { value };
+        let inputs = group * Q::GROUP..((group + 1) * Q::GROUP).min(in_features);
+        for (column, row) in rows.iter().enumerate() {
+            pack_column::<Q>(&row[inputs.clone()], to, column);
         }
     }
 }
+
+/// Packs a column of a group.
+unsafe fn pack_column<Q: Quantized>(weights: &[u16], group: *mut u8, column: usize) {
+    let scale = best_scale::<Q>(weights);
+    *group.add(Q::WEIGHT_BYTES).cast::<u16>().add(column) = bf16::from_f32(scale);
+    let mut values = [Q::OFFSET as u8; MAX_GROUP];
+    for (value, bits) in values.iter_mut().zip(weights) {
+        *value = (round::<Q>(bf16::to_f32(*bits), scale) as i32 + Q::OFFSET) as u8;
+    }
+    for (quad, values) in values[..Q::GROUP].as_chunks().0.iter().enumerate() {
+        let (byte, is_upper) = place::<Q>(quad, column);
+        let to = group.add(byte).cast::<u32>();
+        *to |= u32::from_le_bytes(*values) << if is_upper { 4 } else { 0 };
+    }
+}
+
+/// Added and taken off again, it leaves a small number rounded to the nearest integer, halves to even: it is so large that a
+/// float32 has no digits behind the point. The compiler makes vectors of it on any processor.
+const ROUNDING: f32 = (3 << 22) as f32;
 
 fn round<Q: Quantized>(weight: f32, scale: f32) -> f32 {
     if scale == 0.0 {
         0.0
     } else {
-        (weight / scale).round_ties_even().clamp(-Q::MAX, Q::MAX)
+        let steps = (weight / scale).clamp(-Q::MAX, Q::MAX);
+        steps + ROUNDING - ROUNDING
     }
 }
 
 /// The scale, a bf16, that loses least. With few steps it pays to let the largest weights be cut off a little.
 fn best_scale<Q: Quantized>(weights: &[u16]) -> f32 {
-    let largest = weights
-        .iter()
-        .map(|bits| bf16::to_f32(*bits).abs())
-        .fold(0.0, f32::max);
+    // Without their signs bf16 are ordered as integers are.
+    let largest = weights.iter().map(|bits| bits & 0x7fff).max();
+    let largest = bf16::to_f32(largest.unwrap_or(0));
     let candidates: &[f32] = if Q::HALVES {
         &[1.0, 0.95, 0.9, 0.85, 0.8, 0.75]
     } else {
@@ -113,14 +127,15 @@ fn best_scale<Q: Quantized>(weights: &[u16]) -> f32 {
 /// One weight of a packed panel.
 ///
 /// # Safety
-/// As `pack_column`.
+/// As `pack_panel`; the panel was packed.
 pub unsafe fn unpack<Q: Quantized>(panel: *const u8, input: usize, column: usize) -> f32 {
     let from = panel.add(input / Q::GROUP * Q::GROUP_BYTES);
-    let (byte, is_upper) = place::<Q>(input % Q::GROUP, column);
+    let (quad, is_upper) = place::<Q>(input % Q::GROUP / 4, column);
+    let byte = *from.add(quad + input % 4);
     let value = match (Q::HALVES, is_upper) {
-        (false, _) => *from.add(byte),
-        (true, false) => *from.add(byte) & 15,
-        (true, true) => *from.add(byte) >> 4,
+        (false, _) => byte,
+        (true, false) => byte & 15,
+        (true, true) => byte >> 4,
     };
     let scale = bf16::to_f32(*from.add(Q::WEIGHT_BYTES).cast::<u16>().add(column));
     (i32::from(value) - Q::OFFSET) as f32 * scale
