@@ -9,6 +9,8 @@ use super::openapi::TAG;
 use super::openapi::refusals::WhileNotReady;
 use super::{HttpState, Phase};
 
+pub const ERROR_TYPE: &str = "healthcheck";
+
 /// Whether requests are taken: 200 with an empty body, or 503 with what the server waits for
 #[utoipa::path(
     get, path = "/health", operation_id = "health", tag = TAG,
@@ -18,13 +20,16 @@ pub async fn ready(State(state): State<HttpState>) -> Result<StatusCode, ApiErro
     let error = match &*state.phase.borrow() {
         Phase::Ready(app) => match app.generator.trouble() {
             None => return Ok(StatusCode::OK),
-            Some(trouble) => ApiError::new(StatusCode::SERVICE_UNAVAILABLE, trouble, ""),
+            Some(trouble) => {
+                tracing::warn!(trouble, "not healthy");
+                ApiError::new(StatusCode::SERVICE_UNAVAILABLE, trouble, "")
+            }
         },
         Phase::Loading(what) => ApiError::loading(what),
         Phase::Stopping => ApiError::stopping(),
     };
     Err(ApiError {
-        error_type: "healthcheck",
+        error_type: ERROR_TYPE,
         ..error
     })
 }

@@ -8,6 +8,7 @@ use axum::response::Response;
 use tracing::{Instrument, Span};
 
 use super::errors::{ApiError, ErrorType};
+use super::health;
 use super::openai;
 
 const HEADER: HeaderName = HeaderName::from_static("x-request-id");
@@ -41,7 +42,10 @@ pub fn stream_failed(span: &Span, error: &ApiError) {
 
 fn log(route: &str, status: StatusCode, error_type: &str) {
     let status_code = status.as_u16();
-    if status.is_server_error() || status == StatusCode::FAILED_DEPENDENCY {
+    if error_type == health::ERROR_TYPE {
+        // Who asks whether the server is ready asks many times until it is, and what is worth a warning has one already.
+        tracing::debug!(route, status = status_code, "not ready");
+    } else if status.is_server_error() || status == StatusCode::FAILED_DEPENDENCY {
         tracing::warn!(route, status = status_code, error_type, "a request failed");
     } else {
         tracing::info!(

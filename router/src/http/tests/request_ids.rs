@@ -130,3 +130,22 @@ async fn a_request_that_fails_leaves_one_line_with_its_id_and_without_its_text()
     }
     assert!(!log.contains("private"), "{log}");
 }
+
+#[tokio::test]
+async fn who_asks_again_and_again_whether_the_server_is_ready_does_not_fill_the_log() {
+    let log = Log::default();
+    let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).finish();
+    let _here = tracing::subscriber::set_default(subscriber);
+    let server = greedy();
+    let loading = Phase::Loading("reading weights".into());
+    server.phase.send_replace(loading);
+    for _ in 0..2 {
+        for path in ["/", "/health", "/ping", "/readyz"] {
+            assert_eq!(server.get(path).await.status, 503);
+        }
+        // The first round is not counted, see above.
+        tracing::callsite::rebuild_interest_cache();
+    }
+    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    assert_eq!(log, "");
+}
