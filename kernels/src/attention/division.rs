@@ -79,8 +79,7 @@ impl Division {
             }));
     }
 
-    /// Ends a group where what was given so far has come to the next multiple of `group_cost`, or is nearer to it without the
-    /// next part.
+    /// Ends a group where it costs `group_cost`, or is nearer to that without the next part.
     fn group(&mut self, costs: &[usize], group_cost: usize) {
         let (mut start, mut given, mut due) = (0, 0, group_cost);
         for (n, cost) in costs.iter().enumerate() {
